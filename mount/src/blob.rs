@@ -1,0 +1,66 @@
+//! Bytes under a digest, wherever they lie: at a registry, in a layout, inside an archive.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+use crate::extent::PackedOffset;
+
+/// A blob that can be read from the start or in ranges. Nothing it returns has been verified.
+pub trait Blob: Send + Sync {
+    /// The name that its bytes must hash to.
+    fn digest(&self) -> Digest;
+
+    /// Its length in bytes, as the manifest says.
+    fn size(&self) -> u64;
+
+    /// Exactly `len` bytes from `at`; fewer are an error. Blocks until then, or until `deadline`.
+    fn read(&self, at: PackedOffset, len: usize, deadline: Instant) -> Result<Bytes, BlobError>;
+
+    /// All of it, in order. Each `read` of the stream blocks for at most the source's deadline; the
+    /// stream ends early only with an error.
+    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError>;
+
+    /// Whether a range costs a request over a network, so that few large ones are better.
+    fn is_remote(&self) -> bool;
+}
+
+/// Why bytes of a blob did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// Nobody answered in time.
+    #[error("{object}: no answer from {place} within {waited:?}")]
+    Unreachable {
+        /// What was asked for, with its digest or tag.
+        object: String,
+        /// Host and port, or the file's path.
+        place: String,
+        /// How long was waited, all tries together.
+        waited: Duration,
+        /// The last failure.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The place answered, and the answer was no.
+    #[error("{object}: {place} answered {answer}")]
+    Refused {
+        /// What was asked for.
+        object: String,
+        /// Host and port, or the file's path.
+        place: String,
+        /// HTTP status and what the registry's error body said, shortened; or the system's error.
+        answer: String,
+        /// HTTP status, where there was one.
+        status: Option<u16>,
+    },
+    /// The place answered with something else than what it should be.
+    #[error("{object}: {problem}")]
+    Wrong {
+        /// What was asked for.
+        object: String,
+        /// What was wrong with the answer.
+        problem: String,
+    },
+}

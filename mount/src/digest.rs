@@ -1,0 +1,162 @@
+//! Names of bytes: SHA-256 digests as OCI writes them, and what a chunk is checked against.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::{Digest as _, Sha256};
+
+/// The SHA-256 of a blob, a manifest or a tar stream; prints as `sha256:` and 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// A digest that was kept as its 32 bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The 64 hexadecimal digits without the algorithm, as directories of blobs name them.
+    pub fn hex(&self) -> String {
+        hex::encode(self.0)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is no digest of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("digest {0:?}: expected sha256: and 64 hexadecimal digits in lower case")]
+pub struct ParseDigestError(String);
+
+impl FromStr for Digest {
+    type Err = ParseDigestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || ParseDigestError(text.chars().take(100).collect());
+        let digits = text.strip_prefix("sha256:").ok_or_else(wrong)?;
+        if digits.bytes().any(|digit| digit.is_ascii_uppercase()) {
+            return Err(wrong());
+        }
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| wrong())?;
+        Ok(Self(bytes))
+    }
+}
+
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Computes a [`Digest`] of bytes that pass by.
+#[derive(Clone, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Counts `bytes` in.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of everything counted in.
+    pub fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
+}
+
+/// What the plain bytes of one chunk must hash to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChunkDigest {
+    /// Written by others: zstd:chunked and eStargz tables.
+    Sha256([u8; 32]),
+    /// Written by us: four times as fast to check.
+    Blake3([u8; 32]),
+}
+
+impl ChunkDigest {
+    /// The BLAKE3 digest of a chunk's plain bytes.
+    pub fn blake3_of(plain: &[u8]) -> Self {
+        Self::Blake3(blake3::hash(plain).into())
+    }
+
+    /// The SHA-256 digest of a chunk's plain bytes.
+    pub fn sha256_of(plain: &[u8]) -> Self {
+        Self::Sha256(*Digest::of(plain).as_bytes())
+    }
+
+    /// Whether `plain` is what was promised.
+    pub fn matches(&self, plain: &[u8]) -> bool {
+        match self {
+            Self::Sha256(_) => *self == Self::sha256_of(plain),
+            Self::Blake3(_) => *self == Self::blake3_of(plain),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_reads_back_as_it_prints() {
+        let digest = Digest::of(b"");
+        let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(digest.to_string(), text);
+        assert_eq!(text.parse(), Ok(digest));
+    }
+
+    #[test]
+    fn other_spellings_are_refused() {
+        let upper = format!("sha256:{}", "AB".repeat(32));
+        for text in [
+            "",
+            "sha256:",
+            "sha256:00",
+            "sha512:00",
+            "md5:00",
+            &upper,
+            "sha256:../../etc",
+        ] {
+            assert!(text.parse::<Digest>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_digest_matches_its_bytes_only() {
+        for digest in [
+            ChunkDigest::blake3_of(b"plain"),
+            ChunkDigest::sha256_of(b"plain"),
+        ] {
+            assert!(digest.matches(b"plain"));
+            assert!(!digest.matches(b"plaim"));
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Layer formats: bytes come in, entries, chunk tables and decoders come out. No network, no async.
+
+pub mod entry;
+pub mod table;

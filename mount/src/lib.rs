@@ -1,0 +1,11 @@
+//! Shows a container image as a file system: registry → layers → tree → store → FUSE.
+//!
+//! The modules stand in dependency order: each names only those above it.
+
+pub mod digest;
+pub mod extent;
+pub mod sys;
+
+pub mod blob;
+
+pub mod layer;
