@@ -9,3 +9,5 @@ pub mod sys;
 pub mod blob;
 
 pub mod layer;
+
+pub mod fetch;

@@ -1,0 +1,55 @@
+//! Chunks in motion: plain bytes of an image's layers, verified, from memory, store or source.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::blob::BlobError;
+use crate::digest::Digest;
+use crate::extent::PackedOffset;
+use crate::layer::table::{ChunkIndex, TableError};
+
+/// The chunks of an image's layers. `layer` counts the image's layers from the bottom, from 0.
+pub trait ChunkSource: Send + Sync {
+    /// A chunk that is in memory; never blocks.
+    fn cached(&self, layer: u16, chunk: ChunkIndex) -> Option<Bytes>;
+
+    /// A chunk's plain bytes, verified. Blocks for store and source, until `deadline` at most.
+    fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError>;
+}
+
+/// Why bytes of a file cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// What came is not what the layer's table promises, from the store and from the source alike.
+    #[error("layer {layer}, packed byte {}: the chunk's digest does not match", at.0)]
+    Corrupt {
+        /// The layer's blob.
+        layer: Digest,
+        /// Where in the blob (of a native layer: in its file) the chunk lies.
+        at: PackedOffset,
+    },
+    /// Another reader was fetching the same chunk and did not finish in time.
+    #[error("layer {layer}, packed byte {}: the chunk did not come in time", at.0)]
+    Late {
+        /// The layer's blob.
+        layer: Digest,
+        /// Where in the blob the chunk lies.
+        at: PackedOffset,
+    },
+    /// The source failed.
+    #[error("layer {layer}: cannot be read")]
+    Source {
+        /// The layer's blob.
+        layer: Digest,
+        /// What the source said.
+        #[source]
+        source: BlobError,
+    },
+    /// The layer's table is damaged.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The tree is damaged.
+    #[error("{0}")]
+    Tree(String),
+}
