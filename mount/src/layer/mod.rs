@@ -2,3 +2,7 @@
 
 pub mod entry;
 pub mod table;
+
+pub mod tar;
+
+pub mod inflate;
