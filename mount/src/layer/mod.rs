@@ -3,6 +3,10 @@
 pub mod entry;
 pub mod table;
 
+pub mod tar;
+
+pub mod inflate;
+
 pub mod decode;
 pub mod toc;
 pub mod zstd_chunked;
