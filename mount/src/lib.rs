@@ -12,4 +12,6 @@ pub mod layer;
 
 pub mod tree;
 
+pub mod store;
+
 pub mod fetch;

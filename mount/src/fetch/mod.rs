@@ -1,8 +1,15 @@
 //! Chunks in motion: plain bytes of an image's layers, verified, from memory, store or source.
 
+mod chunks;
+mod flights;
+mod memory;
+mod remote;
+
 use std::time::Instant;
 
 use bytes::Bytes;
+
+pub use chunks::{Chunks, LayerChunks, Origin};
 
 use crate::blob::BlobError;
 use crate::digest::Digest;

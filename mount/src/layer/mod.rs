@@ -8,5 +8,7 @@ pub mod tar;
 pub mod inflate;
 
 pub mod decode;
+pub mod native;
+
 pub mod toc;
 pub mod zstd_chunked;

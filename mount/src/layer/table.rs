@@ -10,7 +10,7 @@
 use std::io::{self, BufWriter, Read, Seek, Write};
 
 use zerocopy::little_endian::{I64, U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::entry::{Entry, Kind, Timestamp};
 use crate::digest::{ChunkDigest, Digest};
@@ -187,9 +187,13 @@ pub struct TableError {
 pub struct TableWriter {
     entries: Part,
     pieces: Part,
-    chunks: Part,
+    /// In memory, because places are taken before the chunks are known: 450 bytes for each MiB of a layer.
+    chunks: Vec<ChunkRecord>,
     names: Part,
 }
+
+/// Chunks in one layer at most: 512 GiB in native ones.
+const CHUNKS_LIMIT: usize = 4 << 20;
 
 /// Entries in one layer at most. The largest images people run have about two million files; a
 /// gzip bomb of empty entries must end before it fills the disk.
@@ -232,18 +236,34 @@ impl TableWriter {
         Ok(Self {
             entries: part()?,
             pieces: part()?,
-            chunks: part()?,
+            chunks: Vec::new(),
             names: part()?,
         })
     }
 
     /// Adds a chunk; pieces refer to it by the returned index.
     pub fn chunk(&mut self, chunk: &Chunk) -> io::Result<ChunkIndex> {
+        let index = self.reserve_chunk()?;
+        self.set_chunk(index, chunk);
+        Ok(index)
+    }
+
+    /// Takes the next place for a chunk that is still being made; [`TableWriter::set_chunk`] fills it.
+    pub fn reserve_chunk(&mut self) -> io::Result<ChunkIndex> {
+        if self.chunks.len() == CHUNKS_LIMIT {
+            return Err(io::Error::other("the layer has more than 4 million chunks"));
+        }
+        self.chunks.push(ChunkRecord::new_zeroed());
+        Ok(ChunkIndex(self.chunks.len() as u32 - 1))
+    }
+
+    /// Fills a place that [`TableWriter::reserve_chunk`] gave.
+    pub fn set_chunk(&mut self, index: ChunkIndex, chunk: &Chunk) {
         let (algorithm, digest) = match chunk.digest {
             ChunkDigest::Sha256(digest) => (DIGEST_SHA256, digest),
             ChunkDigest::Blake3(digest) => (DIGEST_BLAKE3, digest),
         };
-        let index = self.chunks.push(&ChunkRecord {
+        self.chunks[index.0 as usize] = ChunkRecord {
             packed_at: chunk.packed_at.0.into(),
             packed_len: chunk.packed_len.into(),
             plain_len: chunk.plain_len.into(),
@@ -251,11 +271,7 @@ impl TableWriter {
             algorithm,
             _reserved: [0; 6],
             digest,
-        })?;
-        match u32::try_from(index) {
-            Ok(index) if index != HOLE => Ok(ChunkIndex(index)),
-            _ => Err(io::Error::other("the layer has more than 4 billion chunks")),
-        }
+        };
     }
 
     /// Adds the pieces of one file, in the order of their offsets.
@@ -333,13 +349,13 @@ impl TableWriter {
             layer: *layer.as_bytes(),
             entries: self.entries.records.into(),
             pieces: self.pieces.records.into(),
-            chunks: self.chunks.records.into(),
+            chunks: (self.chunks.len() as u64).into(),
             names_len: self.names.records.into(),
         };
         to.write_all(header.as_bytes())?;
         self.entries.copy_into(to)?;
         self.pieces.copy_into(to)?;
-        self.chunks.copy_into(to)?;
+        to.write_all(self.chunks.as_bytes())?;
         self.names.copy_into(to)
     }
 }

@@ -1,7 +1,7 @@
 //! Bytes of a file that will never change again.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::ops::Deref;
 
 use memmap2::Mmap;
@@ -29,6 +29,7 @@ impl Sealed {
     /// Reads `file` whole.
     pub fn read(mut file: &File) -> io::Result<Self> {
         let mut bytes = Vec::new();
+        file.rewind()?;
         file.read_to_end(&mut bytes)?;
         Ok(Self::in_memory(bytes))
     }

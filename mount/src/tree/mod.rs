@@ -11,6 +11,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use format::VERSION;
 pub use merge::{MergeError, merge};
 pub use read::{Tree, TreeError, Xattrs};
 

@@ -1,0 +1,191 @@
+//! The chunks of an opened image: from memory, from the store, from the source, always verified.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::flights::Flights;
+use super::memory::Memory;
+use super::remote::Remote;
+use super::{ChunkSource, ReadError};
+use crate::blob::{Blob, BlobError};
+use crate::layer::decode::Decoder;
+use crate::layer::table::{Chunk, ChunkIndex, Table};
+
+/// Plain bytes in memory at most; the kernel's page cache does the rest.
+const MEMORY_BYTES: usize = 128 << 20;
+
+thread_local! {
+    /// One decoder for each thread that reads: zstd's context is dear to make.
+    static DECODER: RefCell<Decoder> = RefCell::new(Decoder::default());
+}
+
+/// Where the packed bytes of one layer are.
+pub enum Origin {
+    /// In its native file.
+    Native(File),
+    /// In a blob on this machine.
+    Local(Arc<dyn Blob>),
+    /// In a blob elsewhere; the file is its sparse copy in the store.
+    Remote(Arc<dyn Blob>, File),
+}
+
+/// The chunks of all layers of one image.
+pub struct Chunks {
+    layers: Vec<Arc<LayerChunks>>,
+    memory: Memory,
+    flights: Flights<(u16, ChunkIndex)>,
+}
+
+/// A layer's table, and where its packed bytes are.
+pub struct LayerChunks {
+    table: Arc<Table>,
+    packed: Packed,
+}
+
+enum Packed {
+    Native(File),
+    Local(Arc<dyn Blob>),
+    Remote(Remote),
+}
+
+impl Chunks {
+    /// The chunks of `layers`, bottom first. A layer that stands twice in an image can be given twice.
+    pub fn new(layers: Vec<Arc<LayerChunks>>) -> Self {
+        Self {
+            layers,
+            memory: Memory::with_budget(MEMORY_BYTES),
+            flights: Flights::default(),
+        }
+    }
+}
+
+impl ChunkSource for Chunks {
+    fn cached(&self, layer: u16, chunk: ChunkIndex) -> Option<Bytes> {
+        self.memory.get((layer, chunk))
+    }
+
+    fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError> {
+        let key = (layer, chunk);
+        let source = self.layers.get(usize::from(layer)).ok_or_else(|| {
+            ReadError::Tree(format!(
+                "the tree names layer {layer} of {}",
+                self.layers.len()
+            ))
+        })?;
+        loop {
+            if let Some(plain) = self.memory.get(key) {
+                return Ok(plain);
+            }
+            if let Some(_leader) = self.flights.lead_or_wait(key, deadline) {
+                // Somebody may have landed between the look and the lead.
+                if let Some(plain) = self.memory.get(key) {
+                    return Ok(plain);
+                }
+                let plain = source.plain(chunk, deadline)?;
+                self.memory.keep(key, plain.clone());
+                return Ok(plain);
+            }
+            if Instant::now() >= deadline {
+                let at = source.table.chunk(chunk)?.packed_at;
+                return Err(ReadError::Late {
+                    layer: source.table.layer(),
+                    at,
+                });
+            }
+        }
+    }
+}
+
+impl LayerChunks {
+    /// A layer whose chunks come from `origin`.
+    pub fn new(table: Arc<Table>, origin: Origin) -> Self {
+        let packed = match origin {
+            Origin::Native(file) => Packed::Native(file),
+            Origin::Local(blob) => Packed::Local(blob),
+            Origin::Remote(blob, copy) => Packed::Remote(Remote::new(blob, copy)),
+        };
+        Self { table, packed }
+    }
+
+    /// Its table.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    fn plain(&self, index: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError> {
+        let chunk = self.table.chunk(index)?;
+        let len = chunk.packed_len as usize;
+        match &self.packed {
+            Packed::Native(file) => {
+                let mut packed = vec![0; len];
+                let read = file.read_exact_at(&mut packed, chunk.packed_at.0);
+                read.ok()
+                    .and_then(|()| decoded(&chunk, &packed))
+                    .ok_or_else(|| self.corrupt(&chunk))
+            }
+            Packed::Local(blob) => {
+                let packed = blob
+                    .read(chunk.packed_at, len, deadline)
+                    .map_err(|err| self.failed(err))?;
+                decoded(&chunk, &packed).ok_or_else(|| self.corrupt(&chunk))
+            }
+            Packed::Remote(remote) => self.remote(remote, &chunk, deadline),
+        }
+    }
+
+    /// From the store if what it has is right, else from the source; wrong bytes are asked for once more.
+    fn remote(
+        &self,
+        remote: &Remote,
+        chunk: &Chunk,
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
+        let len = chunk.packed_len as usize;
+        let mut came_wrong = false;
+        loop {
+            let kept = remote.kept(chunk.packed_at, len);
+            if let Some(plain) = kept.and_then(|packed| decoded(chunk, &packed)) {
+                return Ok(plain);
+            }
+            let fetched = remote.fetched(chunk.packed_at, len, deadline);
+            if let Some(packed) = fetched.map_err(|err| self.failed(err))? {
+                match decoded(chunk, &packed) {
+                    Some(plain) => return Ok(plain),
+                    None if came_wrong => return Err(self.corrupt(chunk)),
+                    None => came_wrong = true,
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(ReadError::Late {
+                    layer: self.table.layer(),
+                    at: chunk.packed_at,
+                });
+            }
+        }
+    }
+
+    fn corrupt(&self, chunk: &Chunk) -> ReadError {
+        ReadError::Corrupt {
+            layer: self.table.layer(),
+            at: chunk.packed_at,
+        }
+    }
+
+    fn failed(&self, source: BlobError) -> ReadError {
+        ReadError::Source {
+            layer: self.table.layer(),
+            source,
+        }
+    }
+}
+
+fn decoded(chunk: &Chunk, packed: &[u8]) -> Option<Bytes> {
+    DECODER
+        .with_borrow_mut(|decoder| decoder.plain(chunk, packed))
+        .ok()
+}

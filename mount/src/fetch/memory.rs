@@ -1,0 +1,172 @@
+//! Plain chunks in memory, within a budget, so that one `cp -a` does not flush what programs use.
+
+use std::hash::{BuildHasher, RandomState};
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::layer::table::ChunkIndex;
+
+/// A chunk of an image: the layer's place in it, from the bottom, and the chunk's in the layer.
+pub(super) type Key = (u16, ChunkIndex);
+
+const SHARDS: usize = 16;
+
+/// Chunks that were asked for twice take this part of the budget at most; the rest are on probation.
+const PROTECTED_SHARE: (usize, usize) = (3, 4);
+
+/// A segmented LRU: a chunk comes in on probation, is protected when it is asked for again, and falls back to
+/// probation before it is forgotten. Its locks are held for a look-up only.
+pub(super) struct Memory {
+    shards: Vec<Mutex<Shard>>,
+    hasher: RandomState,
+}
+
+struct Shard {
+    probation: Segment,
+    protected: Segment,
+    budget: usize,
+}
+
+struct Segment {
+    chunks: LruCache<Key, Bytes>,
+    bytes: usize,
+}
+
+impl Memory {
+    pub fn with_budget(bytes: usize) -> Self {
+        let shard = || {
+            Mutex::new(Shard {
+                probation: Segment::default(),
+                protected: Segment::default(),
+                budget: bytes / SHARDS,
+            })
+        };
+        Self {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub fn get(&self, key: Key) -> Option<Bytes> {
+        self.shard(key).lock().get(key)
+    }
+
+    pub fn keep(&self, key: Key, chunk: Bytes) {
+        self.shard(key).lock().keep(key, chunk);
+    }
+
+    fn shard(&self, key: Key) -> &Mutex<Shard> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+}
+
+impl Shard {
+    fn get(&mut self, key: Key) -> Option<Bytes> {
+        if let Some(chunk) = self.protected.chunks.get(&key) {
+            return Some(chunk.clone());
+        }
+        let chunk = self.probation.take(key)?;
+        self.protected.put(key, chunk.clone());
+        while self.protected.bytes > self.budget * PROTECTED_SHARE.0 / PROTECTED_SHARE.1 {
+            let Some((key, fallen)) = self.protected.pop() else {
+                break;
+            };
+            self.probation.put(key, fallen);
+        }
+        Some(chunk)
+    }
+
+    fn keep(&mut self, key: Key, chunk: Bytes) {
+        if self.protected.chunks.contains(&key) {
+            return;
+        }
+        self.probation.put(key, chunk);
+        while self.probation.bytes + self.protected.bytes > self.budget {
+            if self.probation.pop().is_none() {
+                break;
+            }
+        }
+    }
+}
+
+impl Default for Segment {
+    fn default() -> Self {
+        Self {
+            chunks: LruCache::unbounded(),
+            bytes: 0,
+        }
+    }
+}
+
+impl Segment {
+    fn put(&mut self, key: Key, chunk: Bytes) {
+        self.bytes += chunk.len();
+        if let Some(old) = self.chunks.put(key, chunk) {
+            self.bytes -= old.len();
+        }
+    }
+
+    fn take(&mut self, key: Key) -> Option<Bytes> {
+        let chunk = self.chunks.pop(&key)?;
+        self.bytes -= chunk.len();
+        Some(chunk)
+    }
+
+    fn pop(&mut self) -> Option<(Key, Bytes)> {
+        let (key, chunk) = self.chunks.pop_lru()?;
+        self.bytes -= chunk.len();
+        Some((key, chunk))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(chunk: u32) -> Key {
+        (0, ChunkIndex(chunk))
+    }
+
+    fn shard(budget: usize) -> Shard {
+        Shard {
+            probation: Segment::default(),
+            protected: Segment::default(),
+            budget,
+        }
+    }
+
+    #[test]
+    fn a_scan_does_not_flush_what_was_asked_for_twice() {
+        let mut shard = shard(100);
+        shard.keep(key(0), vec![0; 10].into());
+        assert!(shard.get(key(0)).is_some());
+        for chunk in 1..1000 {
+            shard.keep(key(chunk), vec![0; 10].into());
+        }
+        assert!(shard.get(key(0)).is_some());
+        assert!(shard.get(key(1)).is_none());
+    }
+
+    #[test]
+    fn the_budget_holds_whatever_is_kept_and_asked_for() {
+        let mut shard = shard(100);
+        for chunk in 0..500 {
+            shard.keep(key(chunk % 37), vec![0; (chunk % 23) as usize].into());
+            shard.get(key(chunk * 7 % 37));
+            assert!(shard.probation.bytes + shard.protected.bytes <= 100);
+            let counted =
+                |segment: &Segment| segment.chunks.iter().map(|(_, it)| it.len()).sum::<usize>();
+            assert_eq!(shard.probation.bytes, counted(&shard.probation));
+            assert_eq!(shard.protected.bytes, counted(&shard.protected));
+        }
+    }
+
+    #[test]
+    fn a_chunk_larger_than_the_budget_is_not_kept() {
+        let mut shard = shard(100);
+        shard.keep(key(0), vec![0; 101].into());
+        assert!(shard.get(key(0)).is_none());
+    }
+}

@@ -1,0 +1,27 @@
+//! Native layers: a tar layer cut into chunks while it streams by for the only time.
+//!
+//! ```text
+//! packed chunks … | tar headers (zstd) | footer        the native file, beside the layer's table
+//! ```
+//!
+//! A file is cut at multiples of [`CHUNK_BYTES`]; what is left over, and every smaller file, goes into a
+//! *bundle* with its neighbours in tar order. So chunks are squashfs data blocks and fragments: one zstd
+//! frame each with its content size and a window of 128 KiB at most, no dictionary; raw where zstd does not
+//! shrink; chunks of zeros are holes that nothing stores.
+//!
+//! The tar headers stay, so that the tar stream can be rebuilt from the file and its diffID checked again.
+
+mod compress;
+mod cut;
+mod headers;
+mod stream;
+
+pub use compress::{Compressors, LEVEL};
+pub use headers::{Footer, RebuildError, rebuilt_diff_id};
+pub use stream::{Blueprint, ConvertError, convert};
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(doc)]
+use crate::extent::CHUNK_BYTES;

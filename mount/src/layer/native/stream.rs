@@ -1,0 +1,426 @@
+//! One pass over a packed tar layer: verified, unpacked, read as tar, cut, compressed, written.
+//!
+//! Three threads for each layer, joined by short queues, besides the compressors that all layers share:
+//! one waits for the source and hashes what is packed, one decompresses, the caller's hashes what is plain, reads
+//! tar and cuts. A thread that stops drops its end of the queue, which ends its neighbours.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use zerocopy::IntoBytes;
+
+use super::compress::Compressors;
+use super::cut::Cutter;
+use super::headers::{Footer, HeaderWriter};
+use crate::digest::{Digest, Hasher};
+use crate::layer::entry::{Entry, Kind};
+use crate::layer::inflate;
+use crate::layer::table::{PieceRange, TableWriter};
+use crate::layer::tar::{Content, TarError, TarReader};
+
+/// Bytes that pass from thread to thread at once.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Blocks that may wait between two threads.
+const BLOCKS_WAITING: usize = 8;
+
+/// A layer may unpack to this many times its packed size, or to [`PLAIN_BYTES_ALWAYS`]: gzip reaches
+/// 1,032 on zeros, real layers rarely 20.
+const PLAIN_RATIO_LIMIT: u64 = 200;
+
+/// What any layer may unpack to, however small it is packed.
+const PLAIN_BYTES_ALWAYS: u64 = 4 << 30;
+
+/// What a manifest and a config promise about a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Blueprint {
+    /// The digest of the packed bytes.
+    pub layer: Digest,
+    /// How many packed bytes there are.
+    pub packed_len: u64,
+    /// The digest of the tar stream.
+    pub diff_id: Digest,
+}
+
+/// Why a layer could not be converted. Nothing of it may be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// The packed bytes are not those that the manifest names.
+    #[error("layer {layer}: the bytes that came have digest {found}")]
+    Digest {
+        /// The layer's blob.
+        layer: Digest,
+        /// What its bytes hash to.
+        found: Digest,
+    },
+    /// The tar stream is not the one that the config names.
+    #[error(
+        "layer {layer}: its tar stream has digest {found}, but the image's config says {diff_id}"
+    )]
+    DiffId {
+        /// The layer's blob.
+        layer: Digest,
+        /// What the config says.
+        diff_id: Digest,
+        /// What the tar stream hashes to.
+        found: Digest,
+    },
+    /// More or fewer bytes than the manifest says.
+    #[error("layer {layer}: {found} bytes came, but the manifest says {expected}")]
+    Size {
+        /// The layer's blob.
+        layer: Digest,
+        /// How many the manifest says.
+        expected: u64,
+        /// How many came; when there were too many, how many had come when that was noticed.
+        found: u64,
+    },
+    /// It would fill the disk.
+    #[error(
+        "layer {layer}: {packed_len} packed bytes unpack to more than {limit}, a decompression bomb"
+    )]
+    Bomb {
+        /// The layer's blob.
+        layer: Digest,
+        /// Its packed size.
+        packed_len: u64,
+        /// The most it could unpack to.
+        limit: u64,
+    },
+    /// The source failed.
+    #[error("layer {layer}: cannot be read")]
+    Read {
+        /// The layer's blob.
+        layer: Digest,
+        /// What the source or the decompressor said.
+        #[source]
+        source: io::Error,
+    },
+    /// The tar stream is not well-formed, or the packed bytes do not decompress.
+    #[error("layer {layer}: its tar stream cannot be read")]
+    Tar {
+        /// The layer's blob.
+        layer: Digest,
+        /// What is wrong, and where.
+        #[source]
+        source: TarError,
+    },
+    /// The store's disk failed or is full.
+    #[error("layer {layer}: cannot be written to the store")]
+    Write {
+        /// The layer's blob.
+        layer: Digest,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Reads `packed` once, to its end, and writes the layer's native file to `native`; gives its table, to be
+/// finished by the caller. Temporary files without names go to `scratch`. After an error `native` holds
+/// rubbish.
+pub fn convert(
+    blueprint: Blueprint,
+    packed: Box<dyn Read + Send>,
+    native: File,
+    scratch: &Path,
+    compressors: &Compressors,
+) -> Result<TableWriter, ConvertError> {
+    let layer = blueprint.layer;
+    let write = |source| ConvertError::Write { layer, source };
+    let table = TableWriter::in_directory(scratch).map_err(write)?;
+    let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
+    let cutter = Cutter::new(table, native, compressors);
+
+    let abandoned = Arc::new(AtomicBool::new(false));
+    let (packed_blocks, hashing) = hashed(blueprint, packed);
+    let plain_blocks = decompressed(packed_blocks, Arc::clone(&abandoned));
+    let mut plain = PlainStream::new(blueprint, plain_blocks);
+
+    let cut = cut_all(&mut plain, cutter, headers, layer);
+    match cut {
+        Err(err @ ConvertError::Write { .. }) => {
+            abandoned.store(true, Ordering::Relaxed);
+            Err(err)
+        }
+        Err(err) => {
+            // Substituted bytes rarely decompress: then the digest is the reason worth telling.
+            let exceeded = plain.exceeded;
+            drop(plain);
+            match (err, exceeded) {
+                (_, Some(limit)) => {
+                    abandoned.store(true, Ordering::Relaxed);
+                    Err(ConvertError::Bomb {
+                        layer,
+                        packed_len: blueprint.packed_len,
+                        limit,
+                    })
+                }
+                (err, None) => Err(verified(hashing).err().unwrap_or(err)),
+            }
+        }
+        Ok((cutter, headers)) => {
+            verified(hashing)?;
+            let found = plain.hasher.finish();
+            if found != blueprint.diff_id {
+                return Err(ConvertError::DiffId {
+                    layer,
+                    diff_id: blueprint.diff_id,
+                    found,
+                });
+            }
+            finished(cutter, headers, blueprint.diff_id).map_err(write)
+        }
+    }
+}
+
+/// Reads the tar stream to its end.
+fn cut_all(
+    plain: &mut PlainStream,
+    mut cutter: Cutter,
+    mut headers: HeaderWriter,
+    layer: Digest,
+) -> Result<(Cutter, HeaderWriter), ConvertError> {
+    let write = |source| ConvertError::Write { layer, source };
+    let damaged = |source| ConvertError::Tar { layer, source };
+    let mut tar = TarReader::new(plain);
+    while let Some(entry) = tar.next_entry().map_err(damaged)? {
+        let header = tar.take_literal();
+        let (pieces, stretches) = match entry.kind {
+            Kind::Regular { .. } => {
+                let stretches = cut_content(&mut tar, &mut cutter, layer)?;
+                (cutter.end_file().map_err(write)?, stretches)
+            }
+            _ => (PieceRange::default(), Vec::new()),
+        };
+        headers.record(&header, &stretches).map_err(write)?;
+        record_entry(&mut cutter.table, &entry, pieces).map_err(write)?;
+    }
+    headers.record(&tar.take_literal(), &[]).map_err(write)?;
+    Ok((cutter, headers))
+}
+
+/// Cuts the content of the entry that was just read; where in the file its bytes stood in the archive.
+/// An empty file still has one stretch, so that it counts as a file when the stream is rebuilt.
+fn cut_content(
+    tar: &mut TarReader<&mut PlainStream>,
+    cutter: &mut Cutter,
+    layer: Digest,
+) -> Result<Vec<(u64, u64)>, ConvertError> {
+    let mut stretches: Vec<(u64, u64)> = Vec::new();
+    let mut at = 0;
+    loop {
+        let content = tar
+            .next_content()
+            .map_err(|source| ConvertError::Tar { layer, source })?;
+        let cut = match content {
+            None => break,
+            Some(Content::Data(bytes)) => {
+                let len = bytes.len() as u64;
+                match stretches.last_mut() {
+                    Some((start, stretch)) if *start + *stretch == at => *stretch += len,
+                    _ => stretches.push((at, len)),
+                }
+                at += len;
+                cutter.data(bytes)
+            }
+            Some(Content::Hole(len)) => {
+                at += len;
+                cutter.hole(len)
+            }
+        };
+        cut.map_err(|source| ConvertError::Write { layer, source })?;
+    }
+    if stretches.is_empty() {
+        stretches.push((0, 0));
+    }
+    Ok(stretches)
+}
+
+fn record_entry(table: &mut TableWriter, entry: &Entry, pieces: PieceRange) -> io::Result<()> {
+    table.entry(entry, pieces)
+}
+
+/// Writes what follows the chunks.
+fn finished(cutter: Cutter, headers: HeaderWriter, diff_id: Digest) -> io::Result<TableWriter> {
+    let (table, mut file, headers_at) = cutter.finish()?;
+    let headers_len = headers.copy_into(&mut file)?;
+    file.write_all(Footer::new(headers_at, headers_len, diff_id).as_bytes())?;
+    file.flush()?;
+    Ok(table)
+}
+
+type Blocks = Receiver<io::Result<Bytes>>;
+
+/// Hashes and counts the packed bytes on a thread of their own, which passes them on.
+fn hashed(
+    blueprint: Blueprint,
+    mut packed: Box<dyn Read + Send>,
+) -> (Blocks, JoinHandle<Result<(), ConvertError>>) {
+    let (blocks, received) = bounded(BLOCKS_WAITING);
+    let Blueprint {
+        layer,
+        packed_len: expected,
+        ..
+    } = blueprint;
+    let thread = thread::spawn(move || {
+        let mut hasher = Hasher::default();
+        let mut found = 0;
+        loop {
+            let block = match next_block(&mut packed) {
+                Ok(block) => block,
+                Err(source) => {
+                    let said = io::Error::new(source.kind(), source.to_string());
+                    let _ = blocks.send(Err(said));
+                    return Err(ConvertError::Read { layer, source });
+                }
+            };
+            if block.is_empty() {
+                break;
+            }
+            hasher.update(&block);
+            found += block.len() as u64;
+            if found > expected {
+                return Err(ConvertError::Size {
+                    layer,
+                    expected,
+                    found,
+                });
+            }
+            if blocks.send(Ok(block)).is_err() {
+                // Nobody wants the rest, so nobody will ask whether it was right.
+                return Ok(());
+            }
+        }
+        match hasher.finish() {
+            _ if found != expected => Err(ConvertError::Size {
+                layer,
+                expected,
+                found,
+            }),
+            digest if digest != layer => Err(ConvertError::Digest {
+                layer,
+                found: digest,
+            }),
+            _ => Ok(()),
+        }
+    });
+    (received, thread)
+}
+
+fn verified(hashing: JoinHandle<Result<(), ConvertError>>) -> Result<(), ConvertError> {
+    hashing.join().expect("hashing does not panic")
+}
+
+/// Decompresses on a thread of its own. Whatever happens it takes all packed blocks, so that the digest
+/// can be told, unless the conversion was `abandoned` for a reason of ours.
+fn decompressed(packed: Blocks, abandoned: Arc<AtomicBool>) -> Blocks {
+    let (blocks, received) = bounded(BLOCKS_WAITING);
+    thread::spawn(move || {
+        pass_plain_on(packed.clone(), &blocks);
+        drop(blocks);
+        for _ in packed
+            .iter()
+            .take_while(|_| !abandoned.load(Ordering::Relaxed))
+        {}
+    });
+    received
+}
+
+fn pass_plain_on(packed: Blocks, blocks: &Sender<io::Result<Bytes>>) {
+    let mut plain = match inflate::plain(BlockReader::new(packed)) {
+        Ok(plain) => plain,
+        Err(err) => {
+            let _ = blocks.send(Err(err));
+            return;
+        }
+    };
+    loop {
+        let block = next_block(&mut plain);
+        let last = block.as_ref().map_or(true, Bytes::is_empty);
+        if blocks.send(block).is_err() || last {
+            return;
+        }
+    }
+}
+
+/// As many bytes as fill a block; fewer at the end of the stream, none after it.
+fn next_block(from: &mut impl Read) -> io::Result<Bytes> {
+    let mut block = Vec::with_capacity(BLOCK_BYTES);
+    from.take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
+    Ok(block.into())
+}
+
+/// Blocks of another thread as a stream.
+struct BlockReader {
+    blocks: Blocks,
+    current: Bytes,
+}
+
+impl BlockReader {
+    fn new(blocks: Blocks) -> Self {
+        Self {
+            blocks,
+            current: Bytes::new(),
+        }
+    }
+}
+
+impl Read for BlockReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.current.is_empty() {
+            match self.blocks.recv() {
+                Ok(block) => self.current = block?,
+                Err(_) => return Ok(0),
+            }
+        }
+        let len = self.current.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&self.current.split_to(len));
+        Ok(len)
+    }
+}
+
+/// The tar stream, hashed and counted while it is read.
+struct PlainStream {
+    blocks: BlockReader,
+    hasher: Hasher,
+    left: u64,
+    limit: u64,
+    /// Set to the limit when the stream went over it.
+    exceeded: Option<u64>,
+}
+
+impl PlainStream {
+    fn new(blueprint: Blueprint, blocks: Blocks) -> Self {
+        let limit =
+            (blueprint.packed_len.saturating_mul(PLAIN_RATIO_LIMIT)).max(PLAIN_BYTES_ALWAYS);
+        Self {
+            blocks: BlockReader::new(blocks),
+            hasher: Hasher::default(),
+            left: limit,
+            limit,
+            exceeded: None,
+        }
+    }
+}
+
+impl Read for PlainStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.blocks.read(buffer)?;
+        self.hasher.update(&buffer[..len]);
+        match self.left.checked_sub(len as u64) {
+            Some(left) => self.left = left,
+            None => {
+                self.exceeded = Some(self.limit);
+                return Err(io::Error::other("too many plain bytes"));
+            }
+        }
+        Ok(len)
+    }
+}

@@ -1,0 +1,384 @@
+//! One directory of the store: opened, trusted or not, written to or not.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::process::{getegid, geteuid};
+
+use super::draft::Draft;
+use super::{Name, Settings};
+
+/// The layout's version; another one lives beside it.
+const VERSION: &str = "v1";
+
+/// Temporary files of other machines are left alone for this long.
+const DRAFT_AGE_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Whose directories' contents are taken as they are.
+pub(super) struct Trust {
+    uids: Vec<u32>,
+    gids: Vec<u32>,
+}
+
+impl Trust {
+    pub fn of(settings: &Settings) -> Self {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        let mut trust = Self {
+            uids: settings.trusted_uids.clone(),
+            gids: settings.trusted_gids.clone(),
+        };
+        trust.uids.extend([0, uid]);
+        trust.gids.push(0);
+        // Where every user has a group of the same number, that group is the user.
+        if uid == gid {
+            trust.gids.push(gid);
+        }
+        trust
+    }
+
+    /// Whether nobody else can change what `path` (absolute, without links) names, or any directory on the way to it.
+    fn covers(&self, path: &Path) -> io::Result<bool> {
+        for component in path.ancestors() {
+            let directory = rustix::fs::open(
+                component,
+                OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            let stat = rustix::fs::fstat(directory.as_fd())?;
+            let mode = Mode::from_raw_mode(stat.st_mode);
+            let is_sticky = stat.st_mode & 0o1000 != 0;
+            let others_write = mode.contains(Mode::WOTH)
+                || (mode.contains(Mode::WGRP) && !self.gids.contains(&stat.st_gid));
+            if !self.uids.contains(&stat.st_uid) || (others_write && !is_sticky) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+pub(super) struct Directory {
+    path: PathBuf,
+    is_trusted: bool,
+    is_writable: bool,
+    is_on_network: bool,
+}
+
+impl Directory {
+    /// For the user's own: makes what is missing.
+    pub fn open_or_make(path: &Path, trust: &Trust) -> Self {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(path.join(VERSION));
+        let mut directory = Self::open(path, trust);
+        match made.and_then(|()| directory.make_directories()) {
+            Ok(()) => directory.is_writable = true,
+            Err(err) => {
+                tracing::warn!(store = %path.display(), error = %err, "the store cannot be written to: nothing will be kept");
+            }
+        }
+        directory
+    }
+
+    /// For a site's: as it is, never written to.
+    pub fn open(path: &Path, trust: &Trust) -> Self {
+        let path = path
+            .canonicalize()
+            .unwrap_or_else(|_| path.to_path_buf())
+            .join(VERSION);
+        let is_trusted = ["", "layers", "trees", "tags"]
+            .iter()
+            .map(|part| path.join(part))
+            .filter(|part| part.exists())
+            .all(|part| trust.covers(&part).unwrap_or(false));
+        if !is_trusted && path.exists() {
+            tracing::warn!(
+                store = %path.display(),
+                "others can write to the store or a directory above it: its tables are not used"
+            );
+        }
+        let is_on_network = is_on_network(&path);
+        Self {
+            path,
+            is_trusted,
+            is_writable: false,
+            is_on_network,
+        }
+    }
+
+    fn make_directories(&self) -> io::Result<()> {
+        for part in [
+            "manifests",
+            "layers",
+            "packed",
+            "trees",
+            "tags",
+            "images",
+            "leases",
+            "tmp",
+        ] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(self.path.join(part))?;
+        }
+        let writable = rustix::fs::access(self.path.join("tmp"), rustix::fs::Access::WRITE_OK);
+        Ok(writable?)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn is_trusted(&self) -> bool {
+        self.is_trusted
+    }
+
+    pub fn is_on_network(&self) -> bool {
+        self.is_on_network
+    }
+
+    pub fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
+    /// A regular file of the store, or nothing.
+    pub fn open_file(&self, name: Name) -> Option<File> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+            .open(self.path.join(name.path()))
+            .ok()?;
+        file.metadata()
+            .is_ok_and(|metadata| metadata.is_file())
+            .then_some(file)
+    }
+
+    /// A small file's bytes, or nothing.
+    pub fn read(&self, name: Name, limit: u64) -> Option<Vec<u8>> {
+        let file = self.open_file(name)?;
+        let mut bytes = Vec::new();
+        (&file).take(limit + 1).read_to_end(&mut bytes).ok()?;
+        (bytes.len() as u64 <= limit).then_some(bytes)
+    }
+
+    pub fn open_packed(&self, name: Name, size: u64) -> io::Result<File> {
+        self.writable()?;
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o644)
+                .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+                .open(self.path.join(name.path()))
+        };
+        let file = self.with_directories(open)?;
+        if file.metadata()?.len() != size {
+            file.set_len(size)?;
+        }
+        Ok(file)
+    }
+
+    pub fn draft(&self) -> io::Result<Draft> {
+        self.writable()?;
+        let tmp = self.path.join("tmp");
+        let nameless = || {
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            Ok(rustix::fs::open(&tmp, flags, Mode::from_raw_mode(0o644))?)
+        };
+        if let Ok(file) = self.with_directories(nameless) {
+            return Ok(Draft::nameless(file.into()));
+        }
+        let path = tmp.join(temporary_name());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&path)?;
+        Ok(Draft::named(file, path))
+    }
+
+    /// Syncs a draft and gives it its name; a file that already has that name is replaced.
+    pub fn seal(&self, draft: Draft, name: Name) -> io::Result<File> {
+        self.seal_at(draft, &name.path())
+    }
+
+    /// As [`Directory::seal`], for files that are no part of an image; `path` counts from this directory.
+    pub fn seal_at(&self, draft: Draft, path: &Path) -> io::Result<File> {
+        if !self.is_writable {
+            return draft.file();
+        }
+        draft.as_file().sync_data()?;
+        draft
+            .as_file()
+            .set_permissions(fs::Permissions::from_mode(0o444))?;
+        let to = self.path.join(path);
+        match draft.temporary() {
+            Some(from) => self.with_directories(|| fs::rename(from, &to))?,
+            None => self.with_directories(|| self.link(draft.as_file(), &to))?,
+        }
+        draft.keep()
+    }
+
+    fn link(&self, file: &File, to: &Path) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let link = |to: &Path| rustix::fs::linkat(CWD, &*from, CWD, to, AtFlags::SYMLINK_FOLLOW);
+        match link(to) {
+            Err(rustix::io::Errno::EXIST) => {
+                let temporary = self.path.join("tmp").join(temporary_name());
+                link(&temporary)?;
+                fs::rename(&temporary, to)
+            }
+            linked => Ok(linked?),
+        }
+    }
+
+    /// Does `what`, and once more if somebody deleted the store's directories meanwhile.
+    fn with_directories<T>(&self, what: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match what() {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                self.make_directories()?;
+                what()
+            }
+            done => done,
+        }
+    }
+
+    fn writable(&self) -> io::Result<()> {
+        if self.is_writable {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+    }
+
+    pub fn scratch(&self) -> Option<PathBuf> {
+        let tmp = self.path.join("tmp");
+        (self.is_writable && (tmp.is_dir() || self.make_directories().is_ok())).then_some(tmp)
+    }
+
+    /// Removes what killed processes left in `tmp`: of this machine at once, of others after a day.
+    pub fn remove_stale_drafts(&self) {
+        if !self.is_writable {
+            return;
+        }
+        for entry in fs::read_dir(self.path.join("tmp"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name();
+            let owner = name
+                .to_str()
+                .and_then(|name| Owner::parse(name.rsplit_once('-')?.0));
+            let is_old = || {
+                let modified = entry.metadata().and_then(|metadata| metadata.modified());
+                modified.is_ok_and(|at| {
+                    SystemTime::now().duration_since(at).unwrap_or_default() > DRAFT_AGE_LIMIT
+                })
+            };
+            let is_stale = match owner {
+                Some(owner) if owner.is_here() => !owner.is_alive(),
+                _ => is_old(),
+            };
+            if is_stale {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// A process that something in the store belongs to, as file names say it: `HOST-PID`.
+pub(super) struct Owner {
+    host: String,
+    pid: u32,
+}
+
+impl Owner {
+    pub fn this_process() -> Self {
+        Self {
+            host: host(),
+            pid: std::process::id(),
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, pid) = text.rsplit_once('-')?;
+        Some(Self {
+            host: host.to_owned(),
+            pid: pid.parse().ok()?,
+        })
+    }
+
+    pub fn is_here(&self) -> bool {
+        self.host == host()
+    }
+
+    pub fn is_alive(&self) -> bool {
+        let pid = i32::try_from(self.pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        let Some(pid) = pid else { return false };
+        // Only "no such process" says that it is gone; another user's may not be signalled.
+        rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.host, self.pid)
+    }
+}
+
+fn host() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .replace(['/', '\0'], "_")
+}
+
+fn temporary_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!(
+        "{}-{}",
+        Owner::this_process(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// Whether another machine could cut a file short under our mapping of it.
+fn is_on_network(path: &Path) -> bool {
+    /// `f_type` of the local file systems that people keep caches on (statfs(2), linux/magic.h).
+    const LOCAL: [i64; 10] = [
+        0xEF53,     // ext2, ext3, ext4
+        0x58465342, // XFS
+        0x9123683E, // Btrfs
+        0x01021994, // tmpfs
+        0x858458F6, // ramfs
+        0x2FC12FC1, // ZFS
+        0x794C7630, // overlayfs
+        0xF2F52010, // F2FS
+        0x24051905, // UBIFS
+        0xCA451A4E, // bcachefs
+    ];
+    match rustix::fs::statfs(path) {
+        Ok(stat) => !LOCAL.contains(&i64::from(stat.f_type)),
+        Err(_) => false,
+    }
+}
+
+/// Bytes that a file takes on the disk, holes not counted.
+pub(super) fn disk_bytes(metadata: &fs::Metadata) -> u64 {
+    metadata.blocks() * 512
+}

@@ -1,0 +1,204 @@
+//! What images need, and what goes when the store is over its budget: those unmounted longest.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::directory::disk_bytes;
+use super::lease::{Lease, leased};
+use super::{Name, Store};
+use crate::digest::Digest;
+
+/// Without a budget of the user's the store takes this much at most.
+const BUDGET_LIMIT: u64 = 10_000_000_000;
+
+/// Files that no image needs are left alone for this long: somebody may be about to record the image.
+const ORPHAN_AGE_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+const RECORD_BYTES_LIMIT: u64 = 4 << 20;
+
+/// What an image consists of in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// How it was last asked for.
+    pub reference: String,
+    /// Its manifest.
+    pub manifest: Digest,
+    /// Other documents: the index that named it, its config.
+    pub documents: Vec<Digest>,
+    /// Its layers, bottom first.
+    pub layers: Vec<Digest>,
+    /// Its tree, as [`super::tree_key`] names it.
+    pub tree: Digest,
+}
+
+impl ImageRecord {
+    fn names(&self) -> impl Iterator<Item = Name> {
+        let documents = self
+            .documents
+            .iter()
+            .copied()
+            .chain([self.manifest])
+            .map(Name::Manifest);
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|&layer| [Name::Table(layer), Name::Native(layer), Name::Packed(layer)]);
+        documents.chain(layers).chain([Name::Tree(self.tree)])
+    }
+}
+
+/// An image in the store.
+#[derive(Clone, Debug)]
+pub struct ImageUse {
+    /// What it consists of.
+    pub record: ImageRecord,
+    /// Bytes on the disk; what images share is counted for each.
+    pub bytes: u64,
+    /// When it was mounted or unmounted last.
+    pub last_used: SystemTime,
+    /// Whether it is mounted somewhere.
+    pub is_in_use: bool,
+}
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evicted {
+    /// How many images.
+    pub images: u64,
+    /// How many bytes on the disk.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Records that an image is used now, and keeps it from eviction while the lease lives. `None` where the store cannot be written to.
+    pub fn lease(&self, record: &ImageRecord) -> Option<Lease> {
+        let leased = self.draft().and_then(|mut draft| {
+            draft.write_all(&serde_json::to_vec(record)?)?;
+            if !self.own.is_writable() {
+                return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+            }
+            let path = Path::new("images").join(record.manifest.hex());
+            self.own.seal_at(draft, &path)?;
+            Lease::take(self, record.manifest)
+        });
+        leased
+            .inspect_err(|err| tracing::debug!(error = %err, "no lease"))
+            .ok()
+    }
+
+    /// The images in the user's own store, most recently used first.
+    pub fn images(&self) -> Vec<ImageUse> {
+        let leased = leased(&self.own);
+        let entries = fs::read_dir(self.own.path().join("images"));
+        let mut images: Vec<_> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let metadata = entry
+                    .metadata()
+                    .ok()
+                    .filter(|it| it.len() < RECORD_BYTES_LIMIT)?;
+                let record: ImageRecord =
+                    serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()?;
+                let bytes = record.names().map(|name| self.bytes_at(&name.path())).sum();
+                let is_in_use = leased.contains(&record.manifest.hex());
+                Some(ImageUse {
+                    bytes,
+                    last_used: metadata.modified().ok()?,
+                    is_in_use,
+                    record,
+                })
+            })
+            .collect();
+        images.sort_by_key(|image| std::cmp::Reverse(image.last_used));
+        images
+    }
+
+    /// Bytes that the user's own store takes on the disk.
+    pub fn used_bytes(&self) -> u64 {
+        self.files().into_iter().map(|(_, bytes, _)| bytes).sum()
+    }
+
+    /// Bytes that the store may take.
+    pub fn budget(&self) -> u64 {
+        self.budget.unwrap_or_else(|| {
+            let free = rustix::fs::statvfs(self.own.path())
+                .map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+            BUDGET_LIMIT.min((free + self.used_bytes()) / 4)
+        })
+    }
+
+    /// Removes images that nobody uses, those unused longest first, until the store takes `to` bytes at most, and
+    /// files that no image needs. `dry_run` only counts.
+    pub fn evict(&self, to: u64, dry_run: bool) -> Evicted {
+        let mut images = self.images();
+        let files = self.files();
+        let mut used: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+        let mut evicted = Evicted::default();
+        let remove = |path: &Path| dry_run || fs::remove_file(path).is_ok();
+
+        let needed = |images: &[ImageUse]| -> BTreeSet<PathBuf> {
+            let names = images.iter().flat_map(|image| image.record.names());
+            names
+                .map(|name| self.own.path().join(name.path()))
+                .collect()
+        };
+        let kept = needed(&images);
+        for (path, bytes, age) in &files {
+            if !kept.contains(path) && *age > ORPHAN_AGE_LIMIT && remove(path) {
+                used -= bytes;
+                evicted.bytes += bytes;
+            }
+        }
+        while used > to {
+            let Some(oldest) = images.iter().rposition(|image| !image.is_in_use) else {
+                break;
+            };
+            let image = images.remove(oldest);
+            let kept = needed(&images);
+            // The record goes last: were we killed before, the next eviction would finish the work.
+            for name in image.record.names() {
+                let path = self.own.path().join(name.path());
+                let bytes = self.bytes_at(&name.path());
+                if !kept.contains(&path) && path.exists() && remove(&path) {
+                    used = used.saturating_sub(bytes);
+                    evicted.bytes += bytes;
+                }
+            }
+            remove(
+                &self
+                    .own
+                    .path()
+                    .join("images")
+                    .join(image.record.manifest.hex()),
+            );
+            evicted.images += 1;
+        }
+        evicted
+    }
+
+    fn bytes_at(&self, path: &Path) -> u64 {
+        fs::metadata(self.own.path().join(path)).map_or(0, |metadata| disk_bytes(&metadata))
+    }
+
+    /// All files that images consist of, with their sizes on the disk and their ages.
+    fn files(&self) -> Vec<(PathBuf, u64, Duration)> {
+        let mut files = Vec::new();
+        for part in ["manifests", "layers", "packed", "trees"] {
+            let entries = fs::read_dir(self.own.path().join(part));
+            for entry in entries.into_iter().flatten().flatten() {
+                if let Ok(metadata) = entry.metadata() {
+                    let age = metadata.modified().ok().and_then(|at| at.elapsed().ok());
+                    files.push((entry.path(), disk_bytes(&metadata), age.unwrap_or_default()));
+                }
+            }
+        }
+        files
+    }
+}

@@ -1,0 +1,263 @@
+//! Chunks at rest: one directory tree, shared by users and nodes, without daemon, lock or database.
+//!
+//! ```text
+//! STORE/v1/manifests/HEX        manifests, indexes and configs as they came: digest-named, checked on reading
+//!          layers/HEX.table     what a layer holds          (sealed)
+//!          layers/HEX.native    its chunks, if streamed     (sealed)
+//!          packed/HEX           its blob, sparse, if seekable (ranges as they were fetched)
+//!          trees/HEX            merged trees                (sealed)
+//!          tags/HEX             what a tag named, and when
+//!          images/HEX           what an image needs; its time is that of the last use
+//!          leases/…             which images are mounted, and where
+//!          tmp/                 files that are being written
+//! ```
+//!
+//! Sealed files are written under no name or a temporary one, synced, renamed, mode 0444, never changed. Tables and trees say which
+//! digests to expect, so they are taken only from directories that nobody but the user (or somebody the user trusts) can
+//! write to; everything else is checked whenever it is read. Nothing here ever fails a read: what cannot be kept is
+//! not kept.
+
+mod directory;
+mod draft;
+mod evict;
+mod lease;
+mod tags;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use draft::Draft;
+pub use evict::{Evicted, ImageRecord, ImageUse};
+pub use lease::Lease;
+
+use crate::digest::Digest;
+use crate::layer::table::Table;
+use crate::sys::Sealed;
+use crate::tree::Tree;
+use directory::Directory;
+
+/// Where the store is and how large it may become.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Settings {
+    /// The user's own store.
+    pub directory: PathBuf,
+    /// Read-only stores of the site, asked after the user's own.
+    pub site_directories: Vec<PathBuf>,
+    /// Bytes to keep at most; without it min(10 GB, a quarter of the space that is free).
+    pub budget: Option<u64>,
+    /// Users besides root and the caller whose tables and trees are taken as they are.
+    pub trusted_uids: Vec<u32>,
+    /// Groups that may write to the store's directories.
+    pub trusted_gids: Vec<u32>,
+}
+
+/// A file of the store by its purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// A manifest, an index or a config.
+    Manifest(Digest),
+    /// A layer's table.
+    Table(Digest),
+    /// A streamed layer's chunks.
+    Native(Digest),
+    /// A seekable layer's blob, in so far as it was fetched.
+    Packed(Digest),
+    /// A merged tree, by [`tree_key`].
+    Tree(Digest),
+}
+
+impl Name {
+    fn path(self) -> PathBuf {
+        let (directory, digest, suffix) = match self {
+            Self::Manifest(digest) => ("manifests", digest, ""),
+            Self::Table(digest) => ("layers", digest, ".table"),
+            Self::Native(digest) => ("layers", digest, ".native"),
+            Self::Packed(digest) => ("packed", digest, ""),
+            Self::Tree(digest) => ("trees", digest, ""),
+        };
+        Path::new(directory).join(digest.hex() + suffix)
+    }
+}
+
+/// The name of the tree that `layers`, bottom first, merge into.
+pub fn tree_key(layers: &[Digest]) -> Digest {
+    let mut names = format!("tree version {}\n", crate::tree::VERSION);
+    for layer in layers {
+        names.push_str(&layer.hex());
+        names.push('\n');
+    }
+    Digest::of(names.as_bytes())
+}
+
+/// A manifest, an index or a config at most; what is larger was not written by us.
+const MANIFEST_BYTES_LIMIT: u64 = 8 << 20;
+
+/// The user's store with the site's behind it.
+pub struct Store {
+    own: Directory,
+    site: Vec<Directory>,
+    budget: Option<u64>,
+}
+
+impl Store {
+    /// Opens or makes the store. A store that cannot be written to is no error: then what is fetched is
+    /// kept in files without names until the process ends.
+    pub fn open(settings: &Settings) -> Self {
+        let trust = directory::Trust::of(settings);
+        let own = Directory::open_or_make(&settings.directory, &trust);
+        let site = settings
+            .site_directories
+            .iter()
+            .map(|site| Directory::open(site, &trust))
+            .collect();
+        let store = Self {
+            own,
+            site,
+            budget: settings.budget,
+        };
+        store.own.remove_stale_drafts();
+        store
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        self.own.path()
+    }
+
+    /// The bytes that `digest` names, if they are here: a manifest, an index or a config.
+    pub fn manifest(&self, digest: Digest) -> Option<Vec<u8>> {
+        self.directories().find_map(|directory| {
+            let bytes = directory.read(Name::Manifest(digest), MANIFEST_BYTES_LIMIT)?;
+            (Digest::of(&bytes) == digest).then_some(bytes)
+        })
+    }
+
+    /// Keeps a manifest, an index or a config.
+    pub fn keep_manifest(&self, digest: Digest, bytes: &[u8]) {
+        let kept = self.draft().and_then(|mut draft| {
+            draft.write_all(bytes)?;
+            self.seal(draft, Name::Manifest(digest))
+        });
+        if let Err(err) = kept {
+            tracing::debug!(%digest, error = %err, "manifest not kept");
+        }
+    }
+
+    /// The table of a layer, if a trusted directory has it.
+    pub fn table(&self, layer: Digest) -> Option<Table> {
+        let sealed = self.sealed(Name::Table(layer))?;
+        let table = Table::open(sealed).ok()?;
+        (table.layer() == layer).then_some(table)
+    }
+
+    /// The merged tree of the given key, if a trusted directory has it.
+    pub fn tree(&self, key: Digest) -> Option<Tree> {
+        Tree::open(self.sealed(Name::Tree(key))?).ok()
+    }
+
+    /// The native file of a streamed layer. Its bytes are to be checked, chunk by chunk.
+    pub fn native(&self, layer: Digest) -> Option<File> {
+        self.directories()
+            .find_map(|directory| directory.open_file(Name::Native(layer)))
+    }
+
+    /// Whether everything that `layer` needs without its source is here (of a seekable layer: its table).
+    pub fn has_layer(&self, layer: Digest) -> bool {
+        self.directories()
+            .any(|directory| directory.open_file(Name::Table(layer)).is_some())
+    }
+
+    /// The sparse copy of a seekable layer's blob, for `pread` and `pwrite` at the blob's own offsets. A
+    /// read gives zeros, or anything, where nothing was fetched: check every chunk.
+    pub fn packed(&self, layer: Digest, size: u64) -> io::Result<File> {
+        self.own
+            .open_packed(Name::Packed(layer), size)
+            .or_else(|err| {
+                tracing::debug!(%layer, error = %err, "the store cannot be written to");
+                tempfile::tempfile_in(self.scratch())
+            })
+    }
+
+    /// A new file to write to. Until [`Store::seal`] it has no name that anybody looks for.
+    pub fn draft(&self) -> io::Result<Draft> {
+        self.own.draft().or_else(|_| self.nameless_draft())
+    }
+
+    /// A new file outside the store, for when the store is full; it ends with the process.
+    pub fn nameless_draft(&self) -> io::Result<Draft> {
+        Ok(Draft::nameless(
+            tempfile::tempfile_in(std::env::temp_dir())?,
+        ))
+    }
+
+    /// Gives a finished file its name, or, where the store cannot be written to, keeps it without one; the
+    /// returned file is open for reading either way.
+    pub fn seal(&self, draft: Draft, name: Name) -> io::Result<File> {
+        self.own.seal(draft, name)
+    }
+
+    /// Writes a table or a tree, seals it and gives its bytes back. Where the store cannot be written to, they are in a file that ends with the process.
+    pub fn sealed_with(
+        &self,
+        name: Name,
+        write: impl FnOnce(&mut io::BufWriter<Draft>) -> io::Result<()>,
+    ) -> io::Result<Sealed> {
+        let mut to = io::BufWriter::with_capacity(1 << 20, self.draft()?);
+        write(&mut to)?;
+        let draft = to.into_inner().map_err(io::IntoInnerError::into_error)?;
+        self.bytes_of(&self.seal(draft, name)?)
+    }
+
+    /// The bytes of a sealed file that [`Store::seal`] returned.
+    pub fn bytes_of(&self, file: &File) -> io::Result<Sealed> {
+        if self.own.is_on_network() {
+            Sealed::read(file)
+        } else {
+            Sealed::map(file)
+        }
+    }
+
+    /// Where temporary files without names can be made.
+    pub fn scratch(&self) -> PathBuf {
+        self.own.scratch().unwrap_or_else(std::env::temp_dir)
+    }
+
+    /// What `reference` named when it was last asked for, at most `age` ago or in this batch job.
+    pub fn tag(&self, reference: &str, age: Duration) -> Option<Digest> {
+        self.directories()
+            .filter(|directory| directory.is_trusted())
+            .find_map(|directory| tags::recall(directory, reference, age))
+    }
+
+    /// Remembers what `reference` names.
+    pub fn remember_tag(&self, reference: &str, digest: Digest) {
+        if let Err(err) = tags::remember(self, reference, digest) {
+            tracing::debug!(reference, error = %err, "tag not remembered");
+        }
+    }
+
+    fn sealed(&self, name: Name) -> Option<Sealed> {
+        self.directories()
+            .filter(|directory| directory.is_trusted())
+            .find_map(|directory| {
+                let file = directory.open_file(name)?;
+                let bytes = if directory.is_on_network() {
+                    Sealed::read(&file)
+                } else {
+                    Sealed::map(&file)
+                };
+                bytes.ok()
+            })
+    }
+
+    fn directories(&self) -> impl Iterator<Item = &Directory> {
+        std::iter::once(&self.own).chain(&self.site)
+    }
+}
+
+#[cfg(test)]
+mod tests;
