@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use bytes::Bytes;
 
 use super::flights::Flights;
 use super::memory::Memory;
+use super::native::{Miss, Native, Restream};
 use super::remote::Remote;
 use super::{ChunkSource, ReadError};
 use crate::blob::{Blob, BlobError};
@@ -26,8 +26,8 @@ thread_local! {
 
 /// Where the packed bytes of one layer are.
 pub enum Origin {
-    /// In its native file.
-    Native(File),
+    /// In its native file; a wrong chunk there has the layer streamed again.
+    Native(File, Restream),
     /// In a blob on this machine.
     Local(Arc<dyn Blob>),
     /// In a blob elsewhere; the file is its sparse copy in the store.
@@ -48,7 +48,7 @@ pub struct LayerChunks {
 }
 
 enum Packed {
-    Native(File),
+    Native(Arc<Native>),
     Local(Arc<dyn Blob>),
     Remote(Remote),
 }
@@ -105,7 +105,7 @@ impl LayerChunks {
     /// A layer whose chunks come from `origin`.
     pub fn new(table: Arc<Table>, origin: Origin) -> Self {
         let packed = match origin {
-            Origin::Native(file) => Packed::Native(file),
+            Origin::Native(file, restream) => Packed::Native(Native::new(file, restream)),
             Origin::Local(blob) => Packed::Local(blob),
             Origin::Remote(blob, copy) => Packed::Remote(Remote::new(blob, copy)),
         };
@@ -121,13 +121,9 @@ impl LayerChunks {
         let chunk = self.table.chunk(index)?;
         let len = chunk.packed_len as usize;
         match &self.packed {
-            Packed::Native(file) => {
-                let mut packed = vec![0; len];
-                let read = file.read_exact_at(&mut packed, chunk.packed_at.0);
-                read.ok()
-                    .and_then(|()| decoded(&chunk, &packed))
-                    .ok_or_else(|| self.corrupt(&chunk))
-            }
+            Packed::Native(native) => native
+                .plain(&chunk, deadline)
+                .map_err(|miss| self.missed(&miss, &chunk)),
             Packed::Local(blob) => {
                 let packed = blob
                     .read(chunk.packed_at, len, deadline)
@@ -169,6 +165,16 @@ impl LayerChunks {
         }
     }
 
+    fn missed(&self, miss: &Miss, chunk: &Chunk) -> ReadError {
+        match miss {
+            Miss::Corrupt => self.corrupt(chunk),
+            Miss::Late => ReadError::Late {
+                layer: self.table.layer(),
+                at: chunk.packed_at,
+            },
+        }
+    }
+
     fn corrupt(&self, chunk: &Chunk) -> ReadError {
         ReadError::Corrupt {
             layer: self.table.layer(),
@@ -184,7 +190,7 @@ impl LayerChunks {
     }
 }
 
-fn decoded(chunk: &Chunk, packed: &[u8]) -> Option<Bytes> {
+pub(super) fn decoded(chunk: &Chunk, packed: &[u8]) -> Option<Bytes> {
     DECODER
         .with_borrow_mut(|decoder| decoder.plain(chunk, packed))
         .ok()

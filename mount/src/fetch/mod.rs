@@ -3,6 +3,7 @@
 mod chunks;
 mod flights;
 mod memory;
+mod native;
 mod remote;
 
 use std::time::Instant;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 pub use chunks::{Chunks, LayerChunks, Origin};
+pub use native::Restream;
 
 use crate::blob::BlobError;
 use crate::digest::Digest;

@@ -1,0 +1,196 @@
+//! The file of a streamed layer, and the second streaming that mends it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+
+use super::chunks::decoded;
+use crate::layer::table::Chunk;
+
+/// Streams the layer once more and gives its new file; takes as long as that takes.
+pub type Restream = Box<dyn Fn() -> Result<File, Box<dyn std::error::Error>> + Send + Sync>;
+
+/// A native file that may be torn, or edited by a stranger: a wrong chunk is a miss, and the layer is streamed again.
+pub(super) struct Native {
+    state: Mutex<State>,
+    changed: Condvar,
+    restream: Restream,
+}
+
+struct State {
+    file: Arc<File>,
+    /// How many times the layer was streamed again, successfully or not.
+    generation: u32,
+    is_streaming: bool,
+}
+
+/// Why a chunk of a native file does not come.
+pub(super) enum Miss {
+    /// The layer was streamed again, and it is still wrong, or that failed.
+    Corrupt,
+    /// The layer is being streamed again, which takes longer than the reader can wait.
+    Late,
+}
+
+impl Native {
+    pub fn new(file: File, restream: Restream) -> Arc<Self> {
+        let state = State {
+            file: Arc::new(file),
+            generation: 0,
+            is_streaming: false,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            restream,
+        })
+    }
+
+    pub fn plain(self: &Arc<Self>, chunk: &Chunk, deadline: Instant) -> Result<Bytes, Miss> {
+        let (file, generation) = {
+            let state = self.state.lock();
+            (Arc::clone(&state.file), state.generation)
+        };
+        if let Some(plain) = read(&file, chunk) {
+            return Ok(plain);
+        }
+        if generation > 0 {
+            return Err(Miss::Corrupt);
+        }
+        let file = self.streamed_again(deadline).ok_or(Miss::Late)?;
+        read(&file, chunk).ok_or(Miss::Corrupt)
+    }
+
+    /// The file after the layer was streamed again; one thread does that, whoever asks, and goes on when those who
+    /// ask have given up.
+    fn streamed_again(self: &Arc<Self>, deadline: Instant) -> Option<Arc<File>> {
+        let mut state = self.state.lock();
+        if state.generation == 0 && !state.is_streaming {
+            state.is_streaming = true;
+            let native = Arc::clone(self);
+            thread::spawn(move || native.stream());
+        }
+        while state.is_streaming {
+            let timed_out = self.changed.wait_until(&mut state, deadline).timed_out();
+            if timed_out && state.is_streaming {
+                return None;
+            }
+        }
+        Some(Arc::clone(&state.file))
+    }
+
+    fn stream(&self) {
+        let streamed = (self.restream)();
+        let mut state = self.state.lock();
+        match streamed {
+            Ok(file) => state.file = Arc::new(file),
+            Err(err) => {
+                tracing::warn!(error = &*err, "a damaged layer could not be streamed again")
+            }
+        }
+        state.generation += 1;
+        state.is_streaming = false;
+        self.changed.notify_all();
+    }
+}
+
+fn read(file: &File, chunk: &Chunk) -> Option<Bytes> {
+    let mut packed = vec![0; chunk.packed_len as usize];
+    file.read_exact_at(&mut packed, chunk.packed_at.0).ok()?;
+    decoded(chunk, &packed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::digest::ChunkDigest;
+    use crate::extent::PackedOffset;
+    use crate::layer::table::Codec;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn chunk() -> Chunk {
+        Chunk {
+            packed_at: PackedOffset(0),
+            packed_len: 5,
+            plain_len: 5,
+            codec: Codec::Raw,
+            digest: ChunkDigest::blake3_of(b"right"),
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[test]
+    fn a_torn_file_is_streamed_again_once_for_all_readers() {
+        let streamed = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&streamed);
+        let native = Native::new(
+            file(b"wrong"),
+            Box::new(move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+                Ok(file(b"right"))
+            }),
+        );
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let plain = native.plain(&chunk(), soon()).ok().unwrap();
+                    assert_eq!(&plain[..], b"right");
+                });
+            }
+        });
+        assert_eq!(streamed.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn what_is_still_wrong_is_corrupt_and_not_tried_for_ever() {
+        let streamed = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&streamed);
+        let native = Native::new(
+            file(b"wrong"),
+            Box::new(move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+                Err("the registry is away".into())
+            }),
+        );
+        for _ in 0..3 {
+            assert!(matches!(native.plain(&chunk(), soon()), Err(Miss::Corrupt)));
+        }
+        assert_eq!(streamed.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_reader_does_not_wait_beyond_its_deadline() {
+        let (go_on, gate) = std::sync::mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let native = Native::new(
+            file(b"wrong"),
+            Box::new(move || {
+                let _ = gate.lock().recv();
+                Ok(file(b"right"))
+            }),
+        );
+        assert!(matches!(
+            native.plain(&chunk(), Instant::now()),
+            Err(Miss::Late)
+        ));
+        drop(go_on);
+        assert!(native.plain(&chunk(), soon()).is_ok());
+    }
+}
