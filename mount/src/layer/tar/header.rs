@@ -122,14 +122,15 @@ impl Header {
 /// Whether the block carries a header's checksum: the sum of its bytes, the checksum's own taken as
 /// spaces. Old writers summed signed bytes.
 pub fn is_header(block: &Block) -> bool {
-    let bytes = |from: usize, to: usize| block[from..to].iter();
-    let own = i64::from(b' ') * 8;
-    let counted = || bytes(0, 148).chain(bytes(156, BLOCK_BYTES));
-    let unsigned: i64 = own + counted().map(|&byte| i64::from(byte)).sum::<i64>();
-    let signed: i64 = own + counted().map(|&byte| i64::from(byte as i8)).sum::<i64>();
     let written = &block[148..156];
-    number(written).is_some_and(|sum| sum == unsigned || sum == signed)
-        && written.iter().any(u8::is_ascii_digit)
+    let own = i64::from(b' ') * 8;
+    let (mut unsigned, mut signed) = (own, own);
+    for &byte in block[..148].iter().chain(&block[156..]) {
+        unsigned += i64::from(byte);
+        signed += i64::from(byte as i8);
+    }
+    let is_sum = |sum| sum == unsigned || sum == signed;
+    number(written).is_some_and(is_sum) && written.iter().any(u8::is_ascii_digit)
 }
 
 /// The bytes before the first NUL.

@@ -8,6 +8,7 @@
 //! ones, knows one sparse format of four, and does not tell which bytes of the stream were not data.
 
 mod header;
+mod member;
 mod pax;
 mod sparse;
 mod stream;
@@ -16,10 +17,11 @@ use std::io::{self, Read};
 use std::vec;
 
 use self::header::{BLOCK_BYTES, Header, is_header, until_nul};
+use self::member::Member;
 use self::pax::Records;
 use self::sparse::{Map, Stretch};
 use self::stream::Stream;
-use super::entry::{Entry, Kind, NameError, PATH_BYTES_LIMIT, normalised, shown};
+use super::entry::{Entry, Kind, NameError, PATH_BYTES_LIMIT};
 use crate::extent::PlainOffset;
 
 /// Bytes in one extended header at most. Linux takes 64 KiB for an attribute; nothing else is large.
@@ -85,15 +87,6 @@ struct Body {
     data_left: u64,
     more: vec::IntoIter<Stretch>,
     padding: u64,
-}
-
-/// A header with what the extended headers before it said.
-struct Member {
-    at: PlainOffset,
-    header: Header,
-    records: Records,
-    long_name: Option<Vec<u8>>,
-    long_link: Option<Vec<u8>>,
 }
 
 impl<R: Read> TarReader<R> {
@@ -247,73 +240,43 @@ impl<R: Read> TarReader<R> {
         Ok(&padded[..size as usize])
     }
 
-    /// The member as an entry, with its body ready to be read or, if it is no regular file's, passed.
+    /// The member as an entry, with its content ready to be read; `None` for what describes the archive.
     fn understood(&mut self, member: Member) -> Result<Option<Entry>, TarError> {
-        let kind = self.kind(&member);
-        let Some(entry) = (match kind? {
-            Some(kind) => member.entry(kind)?,
-            None => None,
-        }) else {
-            self.pass_body()?;
-            return Ok(None);
-        };
-        if !matches!(entry.kind, Kind::Regular { .. }) {
-            self.pass_body()?;
-        }
-        Ok(Some(entry))
-    }
-
-    /// What the member is, with its body set up; `None` for what describes the archive.
-    fn kind(&mut self, member: &Member) -> Result<Option<Kind>, TarError> {
-        let wrong = |problem| member.malformed(problem);
-        let size = match member.records.size {
-            Some(size) => size,
-            None => member.header.size().map_err(wrong)?,
-        };
-        let device = || -> Result<_, TarError> {
-            let (major, minor) = member.header.device().map_err(wrong)?;
-            let records = &member.records;
-            Ok((
-                records.major.unwrap_or(major),
-                records.minor.unwrap_or(minor),
-            ))
-        };
-        let is_named_directory = member.name().ends_with(b"/");
+        let size = member.size()?;
         let kind = match member.header.flag() {
-            b'1' => Kind::Hardlink {
-                target: member.checked_name(member.link())?,
-            },
-            b'2' => Kind::Symlink {
-                target: member.symlink_target()?,
-            },
-            b'3' => device().map(|(major, minor)| Kind::CharDevice { major, minor })?,
-            b'4' => device().map(|(major, minor)| Kind::BlockDevice { major, minor })?,
-            b'5' => Kind::Directory,
-            b'6' => Kind::Fifo,
-            // Version 7 knows a directory by its slash, and some later writers never learned its type.
-            0 if is_named_directory => Kind::Directory,
-            b'0' if is_named_directory && size == 0 => Kind::Directory,
-            // GNU's incremental directory: its body lists what was in it.
-            b'D' => {
-                self.body.start(size, vec![Stretch::Data(size)]);
-                return Ok(Some(Kind::Directory));
-            }
             // GNU's volume label; Solaris's access control list.
             b'V' | b'A' => {
                 self.body.start(size, vec![Stretch::Data(size)]);
-                return Ok(None);
+                None
             }
-            b'M' => return Err(wrong("continues a file that began in another archive")),
+            // GNU's incremental directory: its body lists what was in it.
+            b'D' => {
+                self.body.start(size, vec![Stretch::Data(size)]);
+                Some(Kind::Directory)
+            }
+            b'M' => return Err(member.malformed("continues a file that began in another archive")),
             // Types that nobody defined are regular files, says POSIX.
-            _ => {
-                let size = self.start_regular(member, size)?;
-                return Ok(Some(Kind::Regular { size }));
-            }
+            _ => match member.kind_without_content(size)? {
+                None => Some(Kind::Regular {
+                    size: self.start_regular(&member, size)?,
+                }),
+                bare => {
+                    if size > 0 && !self.is_at_header()? {
+                        self.body.start(size, vec![Stretch::Data(size)]);
+                    }
+                    bare
+                }
+            },
         };
-        if size > 0 && !self.is_at_header()? {
-            self.body.start(size, vec![Stretch::Data(size)]);
+        let entry = match kind {
+            Some(kind) => member.entry(kind)?,
+            None => None,
+        };
+        let is_regular = |entry: &Entry| matches!(entry.kind, Kind::Regular { .. });
+        if !entry.as_ref().is_some_and(is_regular) {
+            self.pass_body()?;
         }
-        Ok(Some(kind))
+        Ok(entry)
     }
 
     /// Whether a member that has no use for a body has none, whatever its size says. Links of ustar
@@ -388,95 +351,6 @@ impl Body {
         let later: u64 = self.more.as_slice().iter().map(stored).sum();
         self.data_left + later
     }
-}
-
-impl Member {
-    /// The raw name. A long name of GNU's is the most particular about this member.
-    fn name(&self) -> Vec<u8> {
-        let records = &self.records;
-        let name = self.long_name.as_ref().or(records.sparse.name.as_ref());
-        name.or(records.path.as_ref())
-            .cloned()
-            .unwrap_or_else(|| self.header.name())
-    }
-
-    fn link(&self) -> &[u8] {
-        let link = self.long_link.as_ref().or(self.records.link.as_ref());
-        link.map_or_else(|| self.header.link(), Vec::as_slice)
-    }
-
-    /// A name of something in the image, other than the root directory.
-    fn checked_name(&self, raw: &[u8]) -> Result<Vec<u8>, TarError> {
-        let path = normalised(raw).map_err(|source| self.unacceptable(source))?;
-        match path.is_empty() {
-            true => Err(self.malformed("a link to nothing")),
-            false => Ok(path),
-        }
-    }
-
-    fn symlink_target(&self) -> Result<Vec<u8>, TarError> {
-        let target = self.link().to_vec();
-        if target.is_empty() {
-            Err(self.malformed("a link to nothing"))
-        } else if target.contains(&0) {
-            Err(self.unacceptable(NameError::Nul(target)))
-        } else {
-            Ok(target)
-        }
-    }
-
-    /// `None` for AUFS's bookkeeping.
-    fn entry(mut self, kind: Kind) -> Result<Option<Entry>, TarError> {
-        let xattrs = std::mem::take(&mut self.records.xattrs);
-        let wrong = |problem| self.malformed(problem);
-        let path = normalised(&self.name()).map_err(|source| self.unacceptable(source))?;
-        if path.is_empty() && kind != Kind::Directory {
-            return Err(wrong("only a directory can be the root"));
-        }
-        if is_in_aufs_directory(&path) {
-            return Ok(None);
-        }
-        let header = &self.header;
-        let records = &self.records;
-        let entry = Entry {
-            path,
-            kind,
-            mode: header.mode().map_err(wrong)?,
-            uid: records
-                .uid
-                .map_or_else(|| header.uid(), Ok)
-                .map_err(wrong)?,
-            gid: records
-                .gid
-                .map_or_else(|| header.gid(), Ok)
-                .map_err(wrong)?,
-            mtime: records
-                .mtime
-                .map_or_else(|| header.mtime(), Ok)
-                .map_err(wrong)?,
-            xattrs,
-        };
-        let understood = entry.with_whiteouts_understood();
-        understood.map_err(|source| self.unacceptable(source))
-    }
-
-    fn malformed(&self, problem: &str) -> TarError {
-        let name = self.name();
-        malformed(self.at, format!("member {:?}: {problem}", shown(&name)))
-    }
-
-    fn unacceptable(&self, source: NameError) -> TarError {
-        TarError::Name {
-            at: self.at,
-            source,
-        }
-    }
-}
-
-/// Below a directory such as `.wh..wh.plnk`, in which AUFS kept hard-linked files.
-fn is_in_aufs_directory(path: &[u8]) -> bool {
-    let mut components = path.rsplit(|&byte| byte == b'/').skip(1);
-    components.any(|component| component.starts_with(b".wh..wh."))
 }
 
 fn malformed(at: PlainOffset, problem: impl Into<String>) -> TarError {

@@ -1,0 +1,68 @@
+//! The fuzz targets' bodies over their seeds, over beginnings of them and with each byte changed:
+//! what a fuzzer finds in its first minute, in every test run and without a fuzzer.
+
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::Path;
+
+#[path = "../fuzz/bodies/digest.rs"]
+mod digest;
+#[path = "../fuzz/bodies/inflate.rs"]
+mod inflate;
+#[path = "../fuzz/bodies/name.rs"]
+mod name;
+#[path = "../fuzz/bodies/tar.rs"]
+mod tar;
+
+/// Runs `body` over the seeds of the fuzz target `target` and their neighbours.
+fn run_near_seeds(target: &str, body: fn(&[u8])) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/seeds")
+        .join(target);
+    let mut seeds = 0;
+    for file in fs::read_dir(&directory).expect("every target has seeds") {
+        let path = file.expect("the directory can be listed").path();
+        let seed = fs::read(&path).expect("a seed can be read");
+        assert!(
+            seed.len() <= 10 << 10,
+            "{path:?} is too large to try all its neighbours"
+        );
+        let near = |what: &str, at: usize, bytes: &[u8]| {
+            let result = catch_unwind(|| body(bytes));
+            assert!(result.is_ok(), "{path:?} {what} {at}");
+        };
+        near("as it is,", seed.len(), &seed);
+        // In a large seed some: a step that shares no factor with the formats' blocks.
+        let step = if seed.len() > 1 << 10 { 7 } else { 1 };
+        for len in (0..seed.len()).step_by(step) {
+            near("cut at", len, &seed[..len]);
+        }
+        for at in 0..seed.len() {
+            let mut changed = seed.clone();
+            changed[at] ^= if at % 2 == 0 { 0x01 } else { 0x80 };
+            near("changed at", at, &changed);
+        }
+        seeds += 1;
+    }
+    assert!(seeds > 0, "{directory:?} is empty");
+}
+
+#[test]
+fn no_neighbour_of_a_digest_seed_breaks_the_parser() {
+    run_near_seeds("digest", digest::run);
+}
+
+#[test]
+fn no_neighbour_of_an_inflate_seed_breaks_the_decoders() {
+    run_near_seeds("inflate", inflate::run);
+}
+
+#[test]
+fn no_neighbour_of_a_name_seed_breaks_the_parser() {
+    run_near_seeds("name", name::run);
+}
+
+#[test]
+fn no_neighbour_of_a_tar_seed_breaks_the_reader() {
+    run_near_seeds("tar", tar::run);
+}
