@@ -2,3 +2,5 @@
 
 pub mod entry;
 pub mod table;
+
+pub mod decode;

@@ -140,7 +140,7 @@ impl Piece {
 pub enum Codec {
     /// They are the plain bytes.
     Raw = 0,
-    /// One zstd frame; what follows it in the packed range is ignored.
+    /// Zstd frames, in most formats one, until there are enough plain bytes; what follows is ignored.
     Zstd = 1,
 }
 
