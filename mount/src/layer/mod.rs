@@ -4,3 +4,5 @@ pub mod entry;
 pub mod table;
 
 pub mod decode;
+pub mod toc;
+pub mod zstd_chunked;
