@@ -1,0 +1,3 @@
+//! What an image becomes: one file for machines without a network.
+
+pub mod zstd_chunked;
