@@ -4,3 +4,4 @@ pub mod date;
 pub mod node;
 pub mod shell;
 pub mod sif;
+pub mod squashfs;
