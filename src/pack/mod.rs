@@ -1,3 +1,328 @@
 //! What an image becomes: one file for machines without a network.
+//!
+//! ```text
+//! Source (an image) + Config ─→ Texts ─→ additions ─→ Contents ─→ squashfs ─→ SIF
+//! ```
 
+pub mod date;
+pub mod node;
+mod place;
+pub mod shell;
+pub mod sif;
+pub mod singularity;
+pub mod squashfs;
 pub mod zstd_chunked;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sifon_mount::digest::{Digest, Hasher};
+use sifon_mount::layer::entry::Timestamp;
+
+pub use place::PlaceError;
+pub use squashfs::{Compression, Lost};
+
+use node::{Contents, Source};
+use place::NewFile;
+use singularity::{Config, Origin, Texts};
+use squashfs::SquashfsError;
+
+/// Rises whenever the same image and options give other bytes than before.
+const FORMAT_VERSION: u32 = 1;
+
+/// How a SIF is made.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// Whether a file that has the name is replaced.
+    pub overwrite: bool,
+    /// How the root file system is compressed.
+    pub compression: Compression,
+    /// Seconds since 1970 instead of the time at which the image was made: `SOURCE_DATE_EPOCH`.
+    pub created: Option<i64>,
+    /// Told how many more bytes of files have been read.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            overwrite: false,
+            compression: Compression::default(),
+            created: None,
+            progress: &|_| {},
+        }
+    }
+}
+
+/// What was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Length of the file.
+    pub bytes: u64,
+    /// What the image has and the file has not.
+    pub lost: Lost,
+}
+
+/// Why there is no SIF. Nothing of it is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// The file cannot be where it should be.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The words are the system's; scripts look for them.
+    #[error("{out:?}: no space left on device")]
+    Full {
+        /// The file.
+        out: PathBuf,
+    },
+    /// The root file system cannot be written.
+    #[error("{out:?}: packing failed")]
+    Squashfs {
+        /// The file.
+        out: PathBuf,
+        /// Why.
+        #[source]
+        source: SquashfsError,
+    },
+    /// Something else cannot be read or written.
+    #[error("{out:?}: packing failed")]
+    Io {
+        /// The file.
+        out: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What happens inside, before it is known whose fault it is.
+#[derive(Debug)]
+enum Failure {
+    Io(io::Error),
+    Squashfs(SquashfsError),
+}
+
+impl From<io::Error> for Failure {
+    fn from(err: io::Error) -> Self {
+        Self::Io(err)
+    }
+}
+
+impl Failure {
+    fn at(self, out: &Path) -> PackError {
+        let out = out.to_owned();
+        let is_full = |err: &io::Error| {
+            matches!(
+                err.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        };
+        match self {
+            Self::Io(err) if is_full(&err) => PackError::Full { out },
+            Self::Squashfs(SquashfsError::Write(err)) if is_full(&err) => PackError::Full { out },
+            Self::Io(source) => PackError::Io { out, source },
+            Self::Squashfs(source) => PackError::Squashfs { out, source },
+        }
+    }
+}
+
+/// Packs `source` into the SIF `out`. The bytes depend on the image (its files, configuration, origin and
+/// `identity`), the options and our format's version. The file appears under its name when it is whole.
+pub fn pack(
+    source: &dyn Source,
+    identity: &[Digest],
+    config: &Config,
+    origin: &Origin,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Report, PackError> {
+    let new = NewFile::beside(out, options.overwrite)?;
+    let report = write(source, identity, config, origin, new.file(), options)
+        .map_err(|failure| failure.at(out))?;
+    new.publish()?;
+    Ok(report)
+}
+
+fn write(
+    source: &dyn Source,
+    identity: &[Digest],
+    config: &Config,
+    origin: &Origin,
+    file: &File,
+    options: Options<'_>,
+) -> Result<Report, Failure> {
+    let config = Config {
+        created: options.created.unwrap_or(config.created),
+        ..config.clone()
+    };
+    let texts = Texts::new(&config, origin)?;
+    let additions = texts.additions(source)?;
+    let metadata = texts.inspect_metadata();
+    let oci_config = config.oci_config.to_string().into_bytes();
+    let created = Timestamp {
+        secs: config.created,
+        nanos: 0,
+    };
+    let mut sif = sif::Writer::new(
+        file,
+        sif::Identity {
+            uuid: uuid(identity, options.compression, &[&metadata, &oci_config]),
+            created: config.created,
+            architecture: config.architecture.clone(),
+        },
+    );
+    sif.deffile(&texts.deffile)?;
+    sif.json("inspect-metadata.json", &metadata)?;
+    sif.json("oci-config.json", &oci_config)?;
+    let mut lost = Lost::default();
+    let contents = Contents::new(source, additions, created);
+    sif.partition(|file, at| {
+        let settings = squashfs::Settings {
+            compression: options.compression,
+            created: config.created,
+            progress: options.progress,
+        };
+        let written = squashfs::write(&contents, file, at, settings).map_err(Failure::Squashfs)?;
+        lost = written.lost;
+        Ok::<_, Failure>(written.len)
+    })?;
+    let bytes = sif.finish()?;
+    Ok(Report { bytes, lost })
+}
+
+/// A name for what is packed: a hash of everything it is made from, as a UUID of version 8 (RFC 9562, 5.8).
+fn uuid(identity: &[Digest], compression: Compression, texts: &[&[u8]]) -> [u8; 16] {
+    let mut hasher = Hasher::default();
+    hasher.update(&FORMAT_VERSION.to_le_bytes());
+    hasher.update(&[compression as u8]);
+    for digest in identity {
+        hasher.update(digest.as_bytes());
+    }
+    for text in texts {
+        hasher.update(Digest::of(text).as_bytes());
+    }
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&hasher.finish().as_bytes()[..16]);
+    uuid[6] = 0x80 | uuid[6] & 0x0f;
+    uuid[8] = 0x80 | uuid[8] & 0x3f;
+    uuid
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::BufReader;
+
+    use serde_json::json;
+
+    use super::node::PackKind;
+    use super::node::sample::Sample;
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            architecture: "amd64".into(),
+            created: 1_700_000_000,
+            cmd: vec!["/bin/sh".into()],
+            oci_config: json!({"Cmd": ["/bin/sh"]}),
+            ..Config::default()
+        }
+    }
+
+    fn origin() -> Origin {
+        Origin {
+            bootstrap: "docker".into(),
+            from: "busybox".into(),
+        }
+    }
+
+    fn packed(source: &Sample, out: &Path, options: Options<'_>) -> Result<Report, PackError> {
+        pack(
+            source,
+            &[Digest::of(b"layer")],
+            &config(),
+            &origin(),
+            out,
+            options,
+        )
+    }
+
+    fn image() -> Sample {
+        Sample::new().directory("bin").file("bin/sh", b"\x7fELF")
+    }
+
+    #[test]
+    fn a_packed_image_is_a_sif_with_everything_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("x.sif");
+        let report = packed(&image(), &out, Options::default()).unwrap();
+        let bytes = fs::read(&out).unwrap();
+        assert_eq!(report.bytes, bytes.len() as u64);
+
+        let sif = sif::Sif::open(File::open(&out).unwrap()).unwrap();
+        assert_eq!((sif.created, sif.objects.len()), (1_700_000_000, 4));
+        let object = sif.named(sif::ObjectKind::GenericJson, "oci-config.json");
+        let object = object.unwrap();
+        let text = &bytes[object.at as usize..(object.at + object.len) as usize];
+        assert_eq!(text, br#"{"Cmd":["/bin/sh"]}"#);
+
+        let partition = sif.primary_partition().unwrap();
+        let file = BufReader::new(File::open(&out).unwrap());
+        let reader = backhand::FilesystemReader::from_reader_with_offset(file, partition.at);
+        let reader = reader.unwrap();
+        let paths: Vec<_> = reader.files().map(|node| node.fullpath.clone()).collect();
+        for path in ["/bin/sh", "/.singularity.d/runscript", "/etc/resolv.conf"] {
+            assert!(paths.contains(&path.into()), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_same_image_and_options_give_the_same_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let bytes = |name, options| {
+            let out = directory.path().join(name);
+            packed(&image(), &out, options).unwrap();
+            fs::read(out).unwrap()
+        };
+        let first = bytes("1", Options::default());
+        assert!(first == bytes("2", Options::default()));
+        let dated = Options {
+            created: Some(5),
+            ..Options::default()
+        };
+        assert!(first != bytes("3", dated));
+        assert!(bytes("4", dated) == bytes("5", dated));
+        let gzip = Options {
+            compression: Compression::Gzip,
+            ..Options::default()
+        };
+        assert!(first[48..64] != bytes("6", gzip)[48..64]);
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let content = node::Content::InImage(99);
+        let broken = image().with("broken", PackKind::Regular { size: 9, content });
+        let out = directory.path().join("x.sif");
+        let err = packed(&broken, &out, Options::default()).unwrap_err();
+        assert_eq!(err.to_string(), format!("{out:?}: packing failed"));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_full_disk_is_said_to_be_full() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let options = Options::default();
+        let failure = write(&image(), &[], &config(), &origin(), &full, options).unwrap_err();
+        let err = failure.at(Path::new("x.sif"));
+        assert_eq!(err.to_string(), "\"x.sif\": no space left on device");
+    }
+
+    #[test]
+    fn a_uuid_has_its_version() {
+        let uuid = uuid(&[], Compression::Zstd, &[]);
+        assert_eq!((uuid[6] >> 4, uuid[8] >> 6), (8, 2));
+    }
+}

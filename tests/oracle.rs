@@ -1,0 +1,314 @@
+//! Our files under the original program. Runs when `SIFON_ORACLE` names the root directory of a system on which
+//! Apptainer is installed; the program is then run with that directory as its root, as uid 1000.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use sifon::pack::node::{Content, PackKind, PackNode, Source, Standing};
+use sifon::pack::singularity::{Config, Origin};
+use sifon::pack::{Compression, Options, pack};
+use sifon_mount::digest::Digest;
+use sifon_mount::layer::entry::Timestamp;
+
+/// Mounts what a program needs below `$ORACLE`, makes it the root directory (user namespaces are refused after a
+/// mere chroot) with the current directory at `/host`, and becomes the program.
+const ENTER: &str = r#"
+set -e
+here=$PWD
+mount --rbind "$ORACLE" "$ORACLE"
+cd "$ORACLE"
+mkdir -p host .old
+mount --rbind "$here" host
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+mount -t tmpfs none dev/shm
+pivot_root . .old
+umount -l /.old
+cd /host
+exec setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/home/user USER=user "$@"
+"#;
+
+/// The original program, and a directory that it and we can write.
+struct Oracle {
+    root: PathBuf,
+    shared: tempfile::TempDir,
+}
+
+impl Oracle {
+    fn new() -> Option<Self> {
+        let Some(root) = std::env::var_os("SIFON_ORACLE") else {
+            eprintln!("skipped: SIFON_ORACLE names no root directory with Apptainer in it");
+            return None;
+        };
+        let shared = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(shared.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let root = Path::new(&root).canonicalize().unwrap();
+        Some(Self { root, shared })
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("unshare");
+        command
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                ENTER,
+                "enter",
+            ])
+            .args(args)
+            .env("ORACLE", &self.root)
+            .current_dir(self.shared.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn try_run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let output = self.try_run(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Packs a small image into `name`.
+    fn pack(&self, name: &str, image: &Image, config: &Config, compression: Compression) {
+        let origin = Origin {
+            bootstrap: "docker".into(),
+            from: "example.org/busybox:1".into(),
+        };
+        let options = Options {
+            compression,
+            ..Options::default()
+        };
+        let out = self.shared.path().join(name);
+        pack(
+            image,
+            &[Digest::of(b"busybox")],
+            config,
+            &origin,
+            &out,
+            options,
+        )
+        .unwrap();
+    }
+}
+
+/// Files by path, directories made as needed.
+struct Image(Vec<(Vec<u8>, PackKind)>);
+
+impl Image {
+    fn busybox() -> Self {
+        let program = ["/bin/busybox", "/usr/bin/busybox"]
+            .iter()
+            .find_map(|path| std::fs::read(path).ok())
+            .expect("busybox-static is installed where the original program is tried");
+        let mut image = Self(vec![(Vec::new(), PackKind::Directory)]);
+        image.add("bin", PackKind::Directory);
+        image.file("bin/busybox", &program);
+        for name in [
+            "cat", "echo", "env", "id", "ls", "printf", "sh", "stat", "test",
+        ] {
+            image.link(&format!("bin/{name}"), "busybox");
+        }
+        image.add("etc", PackKind::Directory);
+        image.link("etc/resolv.conf", "/tmp/never-opened");
+        image.file("etc/text", b"text of the image\n");
+        image
+    }
+
+    fn add(&mut self, path: &str, kind: PackKind) {
+        self.0.push((path.into(), kind));
+        self.0
+            .sort_by(|one, other| sifon::pack::node::walk_order(&one.0, &other.0));
+    }
+
+    fn file(&mut self, path: &str, bytes: &[u8]) {
+        let size = bytes.len() as u64;
+        let content = Content::Here(bytes.into());
+        self.add(path, PackKind::Regular { size, content });
+    }
+
+    fn link(&mut self, path: &str, target: &str) {
+        let target = target.into();
+        self.add(path, PackKind::Symlink { target });
+    }
+}
+
+impl Source for Image {
+    fn nodes(&self) -> Box<dyn Iterator<Item = io::Result<PackNode>> + '_> {
+        Box::new(self.0.iter().map(|(path, kind)| {
+            Ok(PackNode {
+                path: path.clone(),
+                kind: kind.clone(),
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                mtime: Timestamp {
+                    secs: 1_600_000_000,
+                    nanos: 0,
+                },
+                xattrs: 0,
+                linked: None,
+            })
+        }))
+    }
+
+    fn standing(&self, path: &[u8]) -> io::Result<Option<Standing>> {
+        let found = self.0.iter().find(|(there, _)| there == path);
+        Ok(found.map(|(_, kind)| match kind {
+            PackKind::Directory => Standing::Directory,
+            PackKind::Symlink { target } => Standing::Symlink(target.clone()),
+            _ => Standing::File,
+        }))
+    }
+
+    fn read(&self, _: u64, _: u64, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other("all contents are in the nodes"))
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| word.to_string()).collect()
+}
+
+fn config() -> Config {
+    Config {
+        architecture: match std::env::consts::ARCH {
+            "x86_64" => "amd64".into(),
+            "aarch64" => "arm64".into(),
+            other => other.into(),
+        },
+        created: 1_700_000_000,
+        entrypoint: words(&["/bin/printf", "[%s]"]),
+        cmd: words(&["$HOME `id`", "it's"]),
+        env: words(&[
+            "PATH=/bin:/image",
+            "QUOTED=it's \"$HOME\" `id`\nline",
+            "EMPTY=",
+            "KEPT=image",
+        ]),
+        labels: [("maintainer".to_owned(), "somebody".to_owned())].into(),
+        oci_config: serde_json::json!({"Entrypoint": ["/bin/printf", "[%s]"]}),
+    }
+}
+
+#[test]
+fn apptainer_runs_what_we_packed() {
+    let Some(oracle) = Oracle::new() else { return };
+    for compression in [Compression::Zstd, Compression::Gzip] {
+        let name = format!("{compression:?}.sif");
+        oracle.pack(&name, &Image::busybox(), &config(), compression);
+        let exec = |args: &[&str]| oracle.run(&[&["apptainer", "exec", &name], args].concat());
+        assert_eq!(exec(&["cat", "/etc/text"]), "text of the image\n");
+        let quoted = exec(&["sh", "-c", "printf '%s\\n' \"$QUOTED\""]);
+        assert_eq!(quoted, "it's \"$HOME\" `id`\nline\n");
+        let run = |args: &[&str]| oracle.run(&[&["apptainer", "run", &name], args].concat());
+        assert_eq!(run(&[]), "[$HOME `id`][it's]");
+        assert_eq!(run(&["$HOME", "b c"]), "[/home/user][b c]");
+        assert_eq!(exec(&["sh", "-c", "exit 0"]), "");
+        let status = oracle
+            .try_run(&["apptainer", "exec", &name, "sh", "-c", "exit 42"])
+            .status;
+        assert_eq!(status.code(), Some(42));
+    }
+}
+
+/// What Apptainer's own tests look for in each image that they pulled.
+#[test]
+fn a_packed_image_has_what_every_pulled_image_has() {
+    let Some(oracle) = Oracle::new() else { return };
+    oracle.pack("x.sif", &Image::busybox(), &config(), Compression::Zstd);
+    for (test, path) in [
+        ("-f", "/.singularity.d/runscript"),
+        ("-f", "/.singularity.d/env/01-base.sh"),
+        ("-f", "/.singularity.d/actions/shell"),
+        ("-f", "/.singularity.d/actions/exec"),
+        ("-f", "/.singularity.d/actions/run"),
+        ("-L", "/environment"),
+        ("-L", "/singularity"),
+        ("-x", "/singularity"),
+        ("-d", "/var/tmp"),
+    ] {
+        oracle.run(&["apptainer", "exec", "x.sif", "test", test, path]);
+    }
+}
+
+#[test]
+fn an_image_without_a_shell_runs_too() {
+    let Some(oracle) = Oracle::new() else { return };
+    let mut image = Image::busybox();
+    image.0.retain(|(path, _)| path != b"bin/sh");
+    oracle.pack("x.sif", &image, &config(), Compression::Zstd);
+    assert_eq!(oracle.run(&["apptainer", "run", "x.sif", "a b"]), "[a b]");
+    let output = oracle.run(&["apptainer", "run", "--no-eval", "x.sif", "$HOME"]);
+    assert_eq!(output, "[$HOME]");
+}
+
+#[test]
+fn inspect_shows_what_we_wrote() {
+    let Some(oracle) = Oracle::new() else { return };
+    oracle.pack("x.sif", &Image::busybox(), &config(), Compression::Zstd);
+    let inspect = |option: &str| oracle.run(&["apptainer", "inspect", option, "x.sif"]);
+    assert!(inspect("--labels").contains("maintainer: somebody\n"));
+    assert!(inspect("--deffile").contains("bootstrap: docker\nfrom: example.org/busybox:1\n"));
+    assert!(inspect("--runscript").contains("\neval \"set ${SINGULARITY_OCI_RUN}\"\n"));
+    assert!(inspect("--environment").contains("export PATH='/bin:/image'"));
+    assert!(inspect("--startscript").starts_with("#!/bin/sh"));
+    inspect("--test");
+    inspect("--helpfile");
+    inspect("--list-apps");
+    inspect("--all");
+    let json: Value =
+        serde_json::from_str(&oracle.run(&["apptainer", "inspect", "--json", "--labels", "x.sif"]))
+            .unwrap();
+    assert_eq!(json["type"], "container");
+    let labels = &json["data"]["attributes"]["labels"];
+    assert_eq!(labels["org.label-schema.schema-version"], "1.0");
+    let list = oracle.run(&["apptainer", "sif", "list", "x.sif"]);
+    for part in ["Def.FILE", "JSON.Generic", "FS (Squashfs/*System/"] {
+        assert!(list.contains(part), "{list}");
+    }
+    oracle.run(&["apptainer", "sif", "header", "x.sif"]);
+}
+
+#[test]
+fn a_packed_image_can_be_signed() {
+    let Some(oracle) = Oracle::new() else { return };
+    oracle.pack("x.sif", &Image::busybox(), &config(), Compression::Zstd);
+    let file = oracle.shared.path().join("x.sif");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o777)).unwrap();
+    oracle.run(&[
+        "openssl",
+        "genpkey",
+        "-algorithm",
+        "ed25519",
+        "-out",
+        "key.pem",
+    ]);
+    oracle.run(&[
+        "openssl",
+        "pkey",
+        "-in",
+        "key.pem",
+        "-pubout",
+        "-out",
+        "public.pem",
+    ]);
+    let unsigned = oracle.try_run(&["apptainer", "verify", "--key", "public.pem", "x.sif"]);
+    assert_eq!(unsigned.status.code(), Some(255));
+    oracle.run(&["apptainer", "sign", "--key", "key.pem", "x.sif"]);
+    oracle.run(&["apptainer", "verify", "--key", "public.pem", "x.sif"]);
+    assert_eq!(
+        oracle.run(&["apptainer", "run", "x.sif", "signed"]),
+        "[signed]"
+    );
+}
