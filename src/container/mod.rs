@@ -23,4 +23,6 @@ pub mod process;
 
 pub mod server;
 
+pub mod launch;
+
 pub use error::Error;
