@@ -1,3 +1,5 @@
 //! SIF on demand: shows a registry image as a directory, runs programs in it, packs it into a SIF.
 
 pub mod pack;
+
+pub mod container;

@@ -1,0 +1,381 @@
+//! The namespaces around an image: made for a server, entered by its clients.
+//!
+//! The image's file system is mounted on top of the new mount namespace's root directory. That place
+//! exists on every host, and nothing is hidden there: paths of processes that are in already, or that
+//! go back to the host's root by a descriptor, still start below it.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::WaitOptions;
+use rustix::thread::{CapabilitySet, LinkNameSpaceType};
+use serde::{Deserialize, Serialize};
+use sifon_mount::sys::{namespace, process};
+
+use super::error::Error;
+use super::wire;
+
+/// Longest that the process which makes namespaces may take: it makes some twenty system calls.
+const CREATION_LIMIT: Duration = Duration::from_secs(20);
+
+/// Who owns an image's namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Privilege {
+    /// The caller is the machine's root: a mount namespace is enough.
+    Root,
+    /// Any other user: a user namespace in which only the caller's own ids exist.
+    User,
+}
+
+impl Privilege {
+    /// What this process may do.
+    pub fn of_caller() -> Self {
+        let is_root = rustix::process::geteuid().is_root();
+        let may_mount = rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+        if is_root && may_mount {
+            Self::Root
+        } else {
+            Self::User
+        }
+    }
+}
+
+/// Namespaces that processes can join. They live as long as one of these descriptors or a process in
+/// them, and so does what is mounted there.
+#[derive(Debug)]
+pub struct Joinable {
+    /// None where the caller is root.
+    pub user: Option<OwnedFd>,
+    /// The mount namespace.
+    pub mounts: OwnedFd,
+    /// The host's root directory in it, below the image.
+    pub host: OwnedFd,
+}
+
+impl Joinable {
+    /// The descriptors, in the order that [`Joinable::from_descriptors`] expects.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let always = [&self.mounts, &self.host];
+        always
+            .into_iter()
+            .chain(&self.user)
+            .map(AsFd::as_fd)
+            .collect()
+    }
+
+    /// What a server sent; none if it is not two or three descriptors.
+    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut descriptors = descriptors.into_iter();
+        let joinable = Self {
+            mounts: descriptors.next()?,
+            host: descriptors.next()?,
+            user: descriptors.next(),
+        };
+        descriptors.next().is_none().then_some(joinable)
+    }
+}
+
+/// Makes namespaces and lets `mount` put a file system on top of their root directory, `/`, from
+/// inside. Gives them with the descriptor that `mount` returned. This process stays in its own, and
+/// must have a single thread.
+pub fn create(
+    privilege: Privilege,
+    mount: impl FnOnce() -> Result<OwnedFd, Error>,
+) -> Result<(Joinable, OwnedFd), Error> {
+    let pair = wire::pair().map_err(|err| Error::system("socket pair", err))?;
+    let (here, there) = pair;
+    let limit = Some(CREATION_LIMIT);
+    rustix::net::sockopt::set_socket_timeout(&here, rustix::net::sockopt::Timeout::Recv, limit)
+        .map_err(|err| Error::system("socket's time limit", err))?;
+    let child =
+        process::fork(
+            || match make(privilege, mount).and_then(|made| report(&there, &made)) {
+                Ok(()) => 0,
+                Err(error) => {
+                    u8::from(wire::send(there.as_fd(), &Some(Failure::from(&error)), &[]).is_err())
+                        + 1
+                }
+            },
+        )
+        .map_err(|err| Error::system("start of a process that makes namespaces", err))?;
+    drop(there);
+    let received = wire::receive::<Option<Failure>>(here.as_fd());
+    drop(here);
+    let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
+    match received.map_err(|err| Error::system("namespaces", err))? {
+        Some((None, mut descriptors)) if !descriptors.is_empty() => {
+            let connection = descriptors.remove(0);
+            let joinable = Joinable::from_descriptors(descriptors);
+            joinable.map(|joinable| (joinable, connection))
+        }
+        Some((Some(failure), _)) => return Err(failure.into()),
+        _ => None,
+    }
+    .ok_or_else(|| Error::Refused("namespaces: the process that makes them died".into()))
+}
+
+/// An [`Error`] on its way between two processes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Failure {
+    action: String,
+    errno: Option<i32>,
+    hint: Option<String>,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::System {
+                action,
+                source,
+                hint,
+            } => Self {
+                action: action.clone(),
+                errno: source.raw_os_error(),
+                hint: hint.clone(),
+            },
+            Error::Reported { message, hint } => Self {
+                action: message.clone(),
+                errno: None,
+                hint: hint.clone(),
+            },
+            Error::Refused(text) => Self {
+                action: text.clone(),
+                errno: None,
+                hint: None,
+            },
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let Failure {
+            action,
+            errno,
+            hint,
+        } = failure;
+        match errno {
+            Some(errno) => Self::System {
+                action,
+                source: io::Error::from_raw_os_error(errno),
+                hint,
+            },
+            None => Self::Reported {
+                message: action,
+                hint,
+            },
+        }
+    }
+}
+
+struct Made {
+    joinable: Joinable,
+    connection: OwnedFd,
+}
+
+/// In the process that will be gone: enters new namespaces, mounts, and keeps their descriptors.
+fn make(
+    privilege: Privilege,
+    mount: impl FnOnce() -> Result<OwnedFd, Error>,
+) -> Result<Made, Error> {
+    match privilege {
+        Privilege::Root => {
+            namespace::unshare_mounts().map_err(|err| Error::system("new mount namespace", err))?;
+        }
+        Privilege::User => enter_new_user_namespace()?,
+    }
+    // The host's later mounts arrive here, ours never there.
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", slave)
+        .map_err(|err| Error::system("propagation of mounts in the new namespace", err))?;
+    let host = directory("/")?;
+    let connection = mount()?;
+    let user = match privilege {
+        Privilege::Root => None,
+        Privilege::User => Some(namespace_file("/proc/self/ns/user")?),
+    };
+    let mounts = namespace_file("/proc/self/ns/mnt")?;
+    Ok(Made {
+        joinable: Joinable { user, mounts, host },
+        connection,
+    })
+}
+
+fn report(socket: &OwnedFd, made: &Made) -> Result<(), Error> {
+    let mut descriptors = vec![made.connection.as_fd()];
+    descriptors.extend(made.joinable.descriptors());
+    wire::send(socket.as_fd(), &None::<Failure>, &descriptors)
+        .map_err(|err| Error::system("namespaces", err))
+}
+
+/// A new user namespace in which the caller's user and group are themselves, and nobody else exists.
+fn enter_new_user_namespace() -> Result<(), Error> {
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    namespace::unshare_user_and_mounts().map_err(|err| forbidden("new user namespace", err))?;
+    // A user without privileges may map groups only after giving up setgroups(2); the caller's
+    // supplementary groups stay as they are.
+    for (file, content) in [
+        ("/proc/self/setgroups", "deny".to_owned()),
+        ("/proc/self/uid_map", format!("{uid} {uid} 1")),
+        ("/proc/self/gid_map", format!("{gid} {gid} 1")),
+    ] {
+        fs::write(file, content).map_err(|err| forbidden(file, err))?;
+    }
+    Ok(())
+}
+
+/// A failure that a site's setting usually causes, with that setting and the ways around it.
+fn forbidden(action: &str, source: io::Error) -> Error {
+    Error::System {
+        action: action.to_owned(),
+        source,
+        hint: Some(hint(setting)),
+    }
+}
+
+fn setting(path: &str) -> Option<String> {
+    fs::read_to_string(Path::new("/proc/sys").join(path))
+        .ok()
+        .map(|text| text.trim().to_owned())
+}
+
+/// Which setting forbids user namespaces, read by `setting`, and what to do then.
+fn hint(setting: impl Fn(&str) -> Option<String>) -> String {
+    let is = |path, value: &str| setting(path).as_deref() == Some(value);
+    let cause = if is("user/max_user_namespaces", "0") {
+        "the sysctl user.max_user_namespaces is 0: the administrator can raise it"
+    } else if is("kernel/unprivileged_userns_clone", "0") {
+        "the sysctl kernel.unprivileged_userns_clone is 0: the administrator can set it to 1"
+    } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        "AppArmor restricts user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns is 1): \
+         the administrator can add a profile with `userns,` for this program, or set it to 0"
+    } else {
+        "user namespaces may be forbidden here (container, seccomp or security module), or used up \
+         (sysctl user.max_user_namespaces)"
+    };
+    format!(
+        "{cause}; without them `sifon mount` shows images through fusermount3, and `sifon compact` \
+         makes a SIF for an Apptainer that the site has installed"
+    )
+}
+
+/// Moves this process, which must have a single thread, into `joinable`, and there into a mount
+/// namespace of its own. Its root directory stays the host's. Gives the image's root directory.
+pub fn join(joinable: Joinable) -> Result<OwnedFd, Error> {
+    process::require_single_thread("joining namespaces")
+        .map_err(|err| Error::system("namespaces", err))?;
+    let Joinable { user, mounts, host } = joinable;
+    let entered = |what: &'static str| {
+        move |err: Errno| Error::system(format!("joining the image's {what}"), err)
+    };
+    if let Some(user) = user {
+        rustix::thread::move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))
+            .map_err(entered("user namespace"))?;
+    }
+    rustix::thread::move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
+        .map_err(entered("mount namespace"))?;
+    // setns(2) made the image, the topmost mount, root and current directory. Go back below it, and
+    // keep it as current directory, because only root and current directory follow into the copy.
+    let image = directory("/")?;
+    rustix::process::fchdir(&host).map_err(entered("mount namespace"))?;
+    rustix::process::chroot(".").map_err(entered("mount namespace"))?;
+    rustix::process::fchdir(&image).map_err(entered("mount namespace"))?;
+    namespace::unshare_mounts().map_err(|err| Error::system("new mount namespace", err))?;
+    directory(".")
+}
+
+/// Makes `image` the root directory, current directory included, and takes the host's away.
+pub fn change_root(image: &OwnedFd) -> Result<(), Error> {
+    let failed = |err: Errno| Error::system("change of the root directory", err);
+    let host = directory("/")?;
+    rustix::process::fchdir(image).map_err(failed)?;
+    match rustix::process::pivot_root(".", ".") {
+        Ok(()) => {
+            // The host's root lies on top of the image now.
+            rustix::process::fchdir(&host).map_err(failed)?;
+            rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed)?;
+        }
+        // A host that runs from its initial RAM file system has no mount to exchange. The image is
+        // on top of it already.
+        Err(Errno::INVAL) => rustix::process::chroot(".").map_err(failed)?,
+        Err(err) => return Err(failed(err)),
+    }
+    rustix::process::chdir("/").map_err(failed)
+}
+
+/// How a FUSE file system is mounted for the programs of one caller.
+pub fn fuse_options(privilege: Privilege) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let others = match privilege {
+        Privilege::Root => ",allow_other",
+        // Nobody else is in the namespace.
+        Privilege::User => "",
+    };
+    format!(
+        "rootmode=40000,user_id={uid},group_id={gid},default_permissions,max_read=1048576{others}"
+    )
+}
+
+/// Mounts a FUSE file system on `target`, and gives its connection. Opens /dev/fuse in the user
+/// namespace in which it mounts, because the kernel demands that.
+pub fn mount_fuse(target: &str, options: &str) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let connection = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|err| {
+        Error::System {
+        action: "/dev/fuse".into(),
+        source: err.into(),
+        hint: Some(
+            "the kernel module fuse must be loaded, and /dev/fuse readable and writable for all; \
+             inside a container the device must be passed in"
+                .into(),
+        ),
+    }
+    })?;
+    let number = connection.as_raw_fd();
+    let data = CString::new(format!("fd={number},{options}"))
+        .expect("the options are numbers and words of ours");
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("sifon", target, "fuse.sifon", flags, data.as_c_str())
+        .map_err(|err| forbidden("mount of the image", err.into()))?;
+    Ok(connection)
+}
+
+fn directory(path: &str) -> Result<OwnedFd, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|err| Error::system(format!("directory {path}"), err))
+}
+
+fn namespace_file(path: &str) -> Result<OwnedFd, Error> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|err| Error::system(path, err))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_names_the_setting_that_forbids_user_namespaces() {
+        let with = |name: &'static str, value: &'static str| {
+            hint(move |path| (path == name).then(|| value.to_owned()))
+        };
+        assert!(with("user/max_user_namespaces", "0").contains("user.max_user_namespaces is 0"));
+        let debian = "kernel/unprivileged_userns_clone";
+        assert!(with(debian, "0").contains("unprivileged_userns_clone is 0"));
+        let ubuntu = "kernel/apparmor_restrict_unprivileged_userns";
+        assert!(with(ubuntu, "1").contains("AppArmor"));
+        assert!(with(ubuntu, "0").contains("may be forbidden"));
+    }
+}

@@ -1,0 +1,402 @@
+//! What a program will see of the host, decided before anything is done: a value.
+
+use std::path::{Path, PathBuf};
+
+use super::bind::BindRequest;
+use super::error::Error;
+use super::identity::Identity;
+
+/// What a path is, as far as a mount cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum TargetKind {
+    /// A directory.
+    Directory,
+    /// Anything else.
+    File,
+}
+
+/// What the command line and the user's environment variables ask for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// `--bind`, in order.
+    pub binds: Vec<BindRequest>,
+    /// `--no-home`.
+    pub is_without_home: bool,
+    /// `--pwd`: where the program starts; must exist in the container.
+    pub directory: Option<PathBuf>,
+}
+
+/// What the plan depends on of the machine.
+pub struct Host<'a> {
+    /// Who calls.
+    pub identity: &'a Identity,
+    /// The current directory, without symlinks; none if it was removed or cannot be named.
+    pub directory: Option<&'a Path>,
+    /// What a path of the host is, symlinks followed; none if it is not there or cannot be reached.
+    pub kind_of: &'a dyn Fn(&Path) -> Option<TargetKind>,
+}
+
+/// Everything to do between joining the image's namespaces and becoming the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// In the order in which they are made: a later one may lie inside an earlier one.
+    pub binds: Vec<Bind>,
+    /// Where the program starts: the first of these that can be entered.
+    pub directories: Vec<PathBuf>,
+    /// The home directory in the container, whether or not it is bound.
+    pub home: Option<PathBuf>,
+}
+
+/// One bind mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// What is shown.
+    pub source: Source,
+    /// Where, as an absolute path in the container.
+    pub target: PathBuf,
+    /// What the source is.
+    pub kind: TargetKind,
+    /// Whether writing through it is refused.
+    pub is_read_only: bool,
+    /// Whether the program must not start without it.
+    pub is_required: bool,
+    /// What happens if the image does not have the target.
+    pub if_missing: IfMissing,
+    /// Whether a symlink at the target is covered itself, not what it points to.
+    pub covers_link: bool,
+}
+
+/// What a bind mount shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A path of the host, with everything mounted below it.
+    Host(PathBuf),
+    /// The image's /etc/passwd with the caller in it.
+    Passwd,
+    /// The image's /etc/group with the caller's groups in it.
+    Group,
+}
+
+/// What happens if the image does not have a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum IfMissing {
+    /// The name is shown beside the image's own.
+    Add,
+    /// The bind is left out.
+    Skip,
+}
+
+/// A current directory with one of these names is the system's, and the image has its own.
+const SYSTEM_DIRECTORIES: [&str; 10] = [
+    "/", "/etc", "/bin", "/mnt", "/usr", "/var", "/opt", "/sbin", "/lib", "/lib64",
+];
+
+/// The plan for a program that `options` and `host` describe.
+pub fn plan(options: &Options, host: &Host<'_>) -> Result<Plan, Error> {
+    let home = host.identity.home().filter(|home| home != Path::new("/"));
+    // First, because nothing below could hide the image's own files from them.
+    let mut binds = vec![
+        identity_file(Source::Passwd, "/etc/passwd"),
+        identity_file(Source::Group, "/etc/group"),
+    ];
+    for path in ["/proc", "/sys", "/dev"] {
+        binds.extend(optional(host, path).map(|bind| Bind {
+            is_required: true,
+            ..bind
+        }));
+    }
+    binds.extend(optional(host, "/etc/hosts"));
+    binds.extend(optional(host, "/etc/localtime").map(|bind| Bind {
+        covers_link: true,
+        ..bind
+    }));
+    if !options.is_without_home {
+        binds.extend(home.as_deref().and_then(|home| optional(host, home)));
+    }
+    binds.extend(optional(host, "/tmp"));
+    binds.extend(optional(host, "/var/tmp"));
+    binds.extend(current_directory(&binds, options, host));
+    binds.extend(optional(host, "/etc/resolv.conf"));
+    for request in &options.binds {
+        binds.push(asked_for(request, host)?);
+    }
+    Ok(Plan {
+        binds,
+        directories: directories(options, host, home.as_deref()),
+        home,
+    })
+}
+
+/// The host's `path` at the same place, if the host has it.
+fn optional(host: &Host<'_>, path: impl AsRef<Path>) -> Option<Bind> {
+    let path = path.as_ref();
+    let kind = (host.kind_of)(path)?;
+    Some(Bind {
+        source: Source::Host(path.to_path_buf()),
+        target: path.to_path_buf(),
+        kind,
+        is_read_only: false,
+        is_required: false,
+        if_missing: IfMissing::Add,
+        covers_link: false,
+    })
+}
+
+/// A file of the image with the caller added; an image that has none needs none.
+fn identity_file(source: Source, target: &str) -> Bind {
+    Bind {
+        source,
+        target: target.into(),
+        kind: TargetKind::File,
+        is_read_only: false,
+        is_required: false,
+        if_missing: IfMissing::Skip,
+        covers_link: false,
+    }
+}
+
+/// The user's own bind: a source that is not there is an error.
+fn asked_for(request: &BindRequest, host: &Host<'_>) -> Result<Bind, Error> {
+    let missing = || {
+        Error::Refused(format!(
+            "mount source {} doesn't exist",
+            request.source.display()
+        ))
+    };
+    let source = match host.directory {
+        Some(directory) => directory.join(&request.source),
+        None if request.source.is_absolute() => request.source.clone(),
+        None => return Err(missing()),
+    };
+    let kind = (host.kind_of)(&source).ok_or_else(missing)?;
+    let target = match host.directory {
+        Some(directory) => directory.join(&request.target),
+        None => request.target.clone(),
+    };
+    Ok(Bind {
+        source: Source::Host(source),
+        target,
+        kind,
+        is_read_only: request.is_read_only,
+        is_required: true,
+        if_missing: IfMissing::Add,
+        covers_link: false,
+    })
+}
+
+/// The current directory, unless the program sees it anyway or must see the image's.
+fn current_directory(binds: &[Bind], options: &Options, host: &Host<'_>) -> Option<Bind> {
+    let directory = host.directory?;
+    let is_seen = binds.iter().any(|bind| directory.starts_with(&bind.target));
+    let is_covered = options
+        .binds
+        .iter()
+        .any(|request| directory.starts_with(&request.target));
+    let is_the_systems = SYSTEM_DIRECTORIES
+        .iter()
+        .any(|system| directory == Path::new(system))
+        || ["/sys", "/proc", "/dev"]
+            .iter()
+            .any(|virtual_| directory.starts_with(virtual_));
+    let is_home = host.identity.home().as_deref() == Some(directory);
+    if is_seen || is_covered || is_the_systems || (options.is_without_home && is_home) {
+        return None;
+    }
+    optional(host, directory)
+}
+
+fn directories(options: &Options, host: &Host<'_>, home: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(directory) = &options.directory {
+        return vec![directory.clone()];
+    }
+    let mut directories: Vec<PathBuf> = host.directory.into_iter().map(Path::to_path_buf).collect();
+    directories.extend(home.map(Path::to_path_buf));
+    directories.push("/".into());
+    directories
+}
+
+#[cfg(test)]
+mod tests {
+    use sifon_mount::sys::account::User;
+
+    use super::*;
+
+    fn identity(home: &str) -> Identity {
+        let user = User {
+            name: b"ada".to_vec(),
+            gid: 100,
+            comment: Vec::new(),
+            home: home.into(),
+            shell: b"/bin/sh".to_vec(),
+        };
+        Identity {
+            uid: 1000,
+            gid: 100,
+            user: Some(user),
+            groups: Vec::new(),
+        }
+    }
+
+    fn kind_of(path: &Path) -> Option<TargetKind> {
+        let files = [
+            "/etc/hosts",
+            "/etc/resolv.conf",
+            "/etc/localtime",
+            "/data/file",
+        ];
+        let missing = ["/missing", "/home/gone"];
+        match path.to_str() {
+            Some(path) if missing.contains(&path) => None,
+            Some(path) if files.contains(&path) => Some(TargetKind::File),
+            _ => Some(TargetKind::Directory),
+        }
+    }
+
+    fn planned(options: &Options, home: &str, directory: Option<&str>) -> Plan {
+        let identity = identity(home);
+        let directory = directory.map(Path::new);
+        plan(
+            options,
+            &Host {
+                identity: &identity,
+                directory,
+                kind_of: &kind_of,
+            },
+        )
+        .unwrap()
+    }
+
+    fn targets(plan: &Plan) -> Vec<&str> {
+        plan.binds
+            .iter()
+            .map(|bind| bind.target.to_str().unwrap())
+            .collect()
+    }
+
+    fn bind(source: &str, target: &str) -> BindRequest {
+        BindRequest {
+            source: source.into(),
+            target: target.into(),
+            is_read_only: false,
+        }
+    }
+
+    #[test]
+    fn the_order_lets_later_binds_lie_inside_earlier_ones_and_the_users_come_last() {
+        let options = Options {
+            binds: vec![bind("/data", "/tmp/data")],
+            ..Options::default()
+        };
+        assert_eq!(
+            targets(&planned(&options, "/home/ada", Some("/scratch/x"))),
+            [
+                "/etc/passwd",
+                "/etc/group",
+                "/proc",
+                "/sys",
+                "/dev",
+                "/etc/hosts",
+                "/etc/localtime",
+                "/home/ada",
+                "/tmp",
+                "/var/tmp",
+                "/scratch/x",
+                "/etc/resolv.conf",
+                "/tmp/data",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_current_directory_is_bound_only_where_nothing_else_shows_it() {
+        for (directory, is_bound) in [
+            ("/scratch/x", true),
+            ("/usr/local/x", true),
+            ("/homes", true),
+            ("/home/ada/x", false),
+            ("/tmp/x", false),
+            ("/usr", false),
+            ("/", false),
+            ("/sys/fs", false),
+            ("/proc/self", false),
+            ("/missing", false),
+            ("/covered/x", false),
+        ] {
+            let options = Options {
+                binds: vec![bind("/data", "/covered")],
+                ..Options::default()
+            };
+            let plan = planned(&options, "/home/ada", Some(directory));
+            let bound = plan
+                .binds
+                .iter()
+                .any(|bind| bind.source == Source::Host(directory.into()));
+            assert_eq!(bound, is_bound, "{directory}");
+        }
+    }
+
+    #[test]
+    fn a_home_that_is_missing_or_the_root_directory_is_not_bound() {
+        for home in ["/", "/home/gone", "", "relative"] {
+            let plan = planned(&Options::default(), home, None);
+            assert!(!targets(&plan).contains(&home), "{home}");
+        }
+        let options = Options {
+            is_without_home: true,
+            ..Options::default()
+        };
+        let plan = planned(&options, "/home/ada", Some("/home/ada"));
+        assert!(!targets(&plan).contains(&"/home/ada"));
+        assert_eq!(plan.home.as_deref(), Some(Path::new("/home/ada")));
+    }
+
+    #[test]
+    fn the_program_starts_here_or_at_home_or_at_the_root() {
+        let paths = |plan: Plan| plan.directories;
+        let anywhere = planned(&Options::default(), "/home/ada", Some("/x"));
+        assert_eq!(
+            paths(anywhere),
+            [Path::new("/x"), Path::new("/home/ada"), Path::new("/")]
+        );
+        let nowhere = planned(&Options::default(), "/", None);
+        assert_eq!(paths(nowhere), [Path::new("/")]);
+        let options = Options {
+            directory: Some("/opt".into()),
+            ..Options::default()
+        };
+        assert_eq!(
+            paths(planned(&options, "/home/ada", Some("/x"))),
+            [Path::new("/opt")]
+        );
+    }
+
+    #[test]
+    fn the_users_binds_are_required_and_relative_sources_start_here() {
+        let options = Options {
+            binds: vec![bind("sub", "/mnt/sub")],
+            ..Options::default()
+        };
+        let plan = planned(&options, "/home/ada", Some("/scratch"));
+        let last = plan.binds.last().unwrap();
+        assert_eq!(last.source, Source::Host("/scratch/sub".into()));
+        assert!(last.is_required);
+        let identity = identity("/home/ada");
+        let host = Host {
+            identity: &identity,
+            directory: None,
+            kind_of: &kind_of,
+        };
+        for source in ["/missing", "relative"] {
+            let options = Options {
+                binds: vec![bind(source, "/mnt/x")],
+                ..Options::default()
+            };
+            let error = plan_error(&options, &host);
+            assert_eq!(error, format!("mount source {source} doesn't exist"));
+        }
+    }
+
+    fn plan_error(options: &Options, host: &Host<'_>) -> String {
+        plan(options, host).unwrap_err().to_string()
+    }
+}
