@@ -1,31 +1,21 @@
-//! Cuts files into chunks, sends them to be compressed and writes what comes back in order.
+//! Cuts files into chunks: blocks of whole files, bundles of what is left.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crate::extent::CHUNK_BYTES;
+use crate::layer::table::{ChunkIndex, Piece, PieceRange, TableWriter};
 
-use super::compress::{Compressors, Job, Packed};
-use crate::extent::{CHUNK_BYTES, PackedOffset};
-use crate::layer::table::{Chunk, ChunkIndex, Piece, PieceRange, TableWriter};
+/// Where cut chunks go.
+pub(super) trait ChunkSink {
+    /// Takes the plain bytes of the chunk that will stand at `place`, and sees to it that the table learns of it.
+    fn put(&mut self, table: &mut TableWriter, place: ChunkIndex, plain: Vec<u8>)
+    -> io::Result<()>;
+}
 
-/// Chunks of one layer that may wait for compression or for a slower one before them: 8 MiB.
-const IN_FLIGHT_LIMIT: u64 = 64;
-
-/// The chunks of one layer on their way into its native file and its table.
-pub(super) struct Cutter {
+/// The chunks of one layer on their way into its table.
+pub(super) struct Cutter<S> {
     pub table: TableWriter,
-    file: BufWriter<File>,
-    written: u64,
-    jobs: Sender<Job>,
-    reply: Sender<Packed>,
-    packed: Receiver<Packed>,
-    /// Which table place the chunk of each sequence number has, from `next_written` on.
-    places: BTreeMap<u64, ChunkIndex>,
-    early: BTreeMap<u64, Packed>,
-    next_sequence: u64,
-    next_written: u64,
+    sink: S,
     /// Small files and tails; its place in the table is taken when its first bytes come.
     bundle: Vec<u8>,
     bundle_at: Option<ChunkIndex>,
@@ -41,22 +31,14 @@ struct Current {
     block: Vec<u8>,
 }
 
-impl Cutter {
-    pub fn new(table: TableWriter, file: File, compressors: &Compressors) -> Self {
-        let (reply, packed) = bounded(IN_FLIGHT_LIMIT as usize);
+impl<S: ChunkSink> Cutter<S> {
+    pub fn new(table: TableWriter, sink: S) -> Self {
+        let (bundle, bundle_at) = (Vec::new(), None);
         Self {
             table,
-            file: BufWriter::with_capacity(1 << 20, file),
-            written: 0,
-            jobs: compressors.jobs(),
-            reply,
-            packed,
-            places: BTreeMap::new(),
-            early: BTreeMap::new(),
-            next_sequence: 0,
-            next_written: 0,
-            bundle: Vec::new(),
-            bundle_at: None,
+            sink,
+            bundle,
+            bundle_at,
             current: Current::default(),
         }
     }
@@ -109,7 +91,7 @@ impl Cutter {
             .push(Piece::in_chunk(self.current.cut, place, 0));
         self.current.cut += CHUNK_BYTES as u64;
         let block = std::mem::take(&mut self.current.block);
-        self.send(place, block)
+        self.sink.put(&mut self.table, place, block)
     }
 
     /// Ends the current file: its remainder joins the bundle, its pieces go to the table.
@@ -151,73 +133,16 @@ impl Cutter {
         match self.bundle_at.take() {
             Some(place) => {
                 let bundle = std::mem::take(&mut self.bundle);
-                self.send(place, bundle)
+                self.sink.put(&mut self.table, place, bundle)
             }
             None => Ok(()),
         }
     }
 
-    fn send(&mut self, place: ChunkIndex, plain: Vec<u8>) -> io::Result<()> {
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        self.places.insert(sequence, place);
-        let job = Job {
-            sequence,
-            plain,
-            reply: self.reply.clone(),
-        };
-        self.jobs
-            .send(job)
-            .expect("compressors live as long as somebody can send to them");
-        while let Ok(packed) = self.packed.try_recv() {
-            self.land(packed)?;
-        }
-        while self.next_sequence - self.next_written >= IN_FLIGHT_LIMIT {
-            self.wait()?;
-        }
-        Ok(())
-    }
-
-    fn wait(&mut self) -> io::Result<()> {
-        let packed = self
-            .packed
-            .recv()
-            .expect("this cutter holds a sender itself");
-        self.land(packed)
-    }
-
-    /// Writes what is next in order; the file's bytes must not depend on which thread was faster.
-    fn land(&mut self, packed: Packed) -> io::Result<()> {
-        self.early.insert(packed.sequence, packed);
-        while let Some(packed) = self.early.remove(&self.next_written) {
-            let place = self
-                .places
-                .remove(&self.next_written)
-                .expect("every sent chunk has a place");
-            self.next_written += 1;
-            self.table.set_chunk(
-                place,
-                &Chunk {
-                    packed_at: PackedOffset(self.written),
-                    packed_len: packed.bytes.len() as u32,
-                    plain_len: packed.plain_len,
-                    codec: packed.codec,
-                    digest: packed.digest,
-                },
-            );
-            self.file.write_all(&packed.bytes)?;
-            self.written += packed.bytes.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Waits for the last chunks; gives the table and the file, positioned after them.
-    pub fn finish(mut self) -> io::Result<(TableWriter, BufWriter<File>, u64)> {
+    /// Sends the last bundle; gives the table and the sink, which may still be busy.
+    pub fn finish(mut self) -> io::Result<(TableWriter, S)> {
         self.send_bundle()?;
-        while self.next_written < self.next_sequence {
-            self.wait()?;
-        }
-        Ok((self.table, self.file, self.written))
+        Ok((self.table, self.sink))
     }
 }
 

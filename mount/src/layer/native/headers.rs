@@ -9,10 +9,11 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use bytes::Bytes;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::layer::decode::Decoder;
 use crate::layer::entry::Kind;
 use crate::layer::table::{ChunkIndex, Piece, PieceRange, Table, TableError};
@@ -134,9 +135,8 @@ pub enum RebuildError {
     Table(#[from] TableError),
 }
 
-/// The digest of the tar stream that `table` and its `native` file hold: every chunk is decoded and
-/// checked, every header counted in. About one CPU second for each GB of plain bytes.
-pub fn rebuilt_diff_id(table: &Table, native: &File) -> Result<Digest, RebuildError> {
+/// Writes the tar stream that `table` and its `native` file hold to `to`. Every chunk is decoded and checked.
+pub fn rebuild(table: &Table, native: &File, to: &mut impl Write) -> Result<(), RebuildError> {
     let damaged = |problem| RebuildError::Damaged {
         layer: table.layer(),
         problem,
@@ -156,15 +156,11 @@ pub fn rebuilt_diff_id(table: &Table, native: &File) -> Result<Digest, RebuildEr
         Err(err) => Some(Err(err)),
     });
     let mut content = Content::new(table, native);
-    let mut hasher = Hasher::default();
     while let Some(literal_len) = next_u32(&mut records)? {
         if literal_len > LITERAL_BYTES_LIMIT {
             return Err(damaged("a header is too long"));
         }
-        let copied = io::copy(
-            &mut records.by_ref().take(literal_len.into()),
-            &mut HashWriter(&mut hasher),
-        )?;
+        let copied = io::copy(&mut records.by_ref().take(literal_len.into()), to)?;
         if copied != u64::from(literal_len) {
             return Err(damaged("its headers end early"));
         }
@@ -182,10 +178,10 @@ pub fn rebuilt_diff_id(table: &Table, native: &File) -> Result<Digest, RebuildEr
             if at.checked_add(len).is_none_or(|end| end > size) {
                 return Err(damaged("a content lies outside its file"));
             }
-            content.hash_stretch(pieces, at, len, &mut hasher)?;
+            content.write_stretch(pieces, at, len, to)?;
         }
     }
-    Ok(hasher.finish())
+    Ok(())
 }
 
 /// `None` at the end of the stream.
@@ -208,7 +204,7 @@ struct Content<'a> {
     table: &'a Table,
     native: &'a File,
     decoder: Decoder,
-    last: Option<(ChunkIndex, Vec<u8>)>,
+    last: Option<(ChunkIndex, Bytes)>,
 }
 
 impl<'a> Content<'a> {
@@ -221,12 +217,12 @@ impl<'a> Content<'a> {
         }
     }
 
-    fn hash_stretch(
+    fn write_stretch(
         &mut self,
         pieces: PieceRange,
         mut at: u64,
         len: u64,
-        hasher: &mut Hasher,
+        to: &mut impl Write,
     ) -> Result<(), RebuildError> {
         let table = self.table;
         let pieces: &[Piece] = table.pieces(pieces)?;
@@ -239,13 +235,13 @@ impl<'a> Content<'a> {
             let until = pieces.get(index).map_or(end, |next| next.at().min(end));
             let len = until - at;
             match piece.chunk() {
-                None => hash_zeros(len, hasher),
+                None => write_zeros(len, to)?,
                 Some((chunk, skip)) => {
                     let from = at - piece.at() + u64::from(skip);
                     let plain = self.chunk(chunk)?;
                     let range = from as usize..(from + len) as usize;
                     match plain.get(range) {
-                        Some(bytes) => hasher.update(bytes),
+                        Some(bytes) => to.write_all(bytes)?,
                         None => return Err(self.damaged()),
                     }
                 }
@@ -264,7 +260,7 @@ impl<'a> Content<'a> {
                 .decoder
                 .plain(&chunk, &packed)
                 .map_err(|_| self.damaged())?;
-            self.last = Some((index, plain.into()));
+            self.last = Some((index, plain));
         }
         Ok(&self.last.as_ref().expect("it was put there above").1)
     }
@@ -277,26 +273,14 @@ impl<'a> Content<'a> {
     }
 }
 
-fn hash_zeros(mut len: u64, hasher: &mut Hasher) {
+fn write_zeros(mut len: u64, to: &mut impl Write) -> io::Result<()> {
     let zeros = [0; 64 << 10];
     while len > 0 {
         let now = len.min(zeros.len() as u64);
-        hasher.update(&zeros[..now as usize]);
+        to.write_all(&zeros[..now as usize])?;
         len -= now;
     }
-}
-
-struct HashWriter<'a>(&'a mut Hasher);
-
-impl Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    Ok(())
 }
 
 /// A part of a file, read without moving the file's position, which readers share.

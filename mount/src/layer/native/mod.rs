@@ -11,13 +11,16 @@
 //!
 //! The tar headers stay, so that the tar stream can be rebuilt from the file and its diffID checked again.
 
+mod accept;
 mod compress;
 mod cut;
 mod headers;
+mod ordered;
 mod stream;
 
+pub use accept::accepted;
 pub use compress::{Compressors, LEVEL};
-pub use headers::{Footer, RebuildError, rebuilt_diff_id};
+pub use headers::{Footer, RebuildError, rebuild};
 pub use stream::{Blueprint, ConvertError, convert};
 
 #[cfg(test)]

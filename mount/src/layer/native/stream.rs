@@ -16,10 +16,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use zerocopy::IntoBytes;
 
 use super::compress::Compressors;
-use super::cut::Cutter;
+use super::cut::{ChunkSink, Cutter};
 use super::headers::{Footer, HeaderWriter};
+use super::ordered::OrderedFile;
 use crate::digest::{Digest, Hasher};
-use crate::layer::entry::{Entry, Kind};
+use crate::layer::entry::Kind;
 use crate::layer::inflate;
 use crate::layer::table::{PieceRange, TableWriter};
 use crate::layer::tar::{Content, TarError, TarReader};
@@ -28,7 +29,7 @@ use crate::layer::tar::{Content, TarError, TarReader};
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Blocks that may wait between two threads.
-const BLOCKS_WAITING: usize = 8;
+pub(super) const BLOCKS_WAITING: usize = 8;
 
 /// A layer may unpack to this many times its packed size, or to [`PLAIN_BYTES_ALWAYS`]: gzip reaches
 /// 1,032 on zeros, real layers rarely 20.
@@ -136,7 +137,7 @@ pub fn convert(
     let write = |source| ConvertError::Write { layer, source };
     let table = TableWriter::in_directory(scratch).map_err(write)?;
     let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
-    let cutter = Cutter::new(table, native, compressors);
+    let cutter = Cutter::new(table, OrderedFile::new(native, compressors));
 
     let abandoned = Arc::new(AtomicBool::new(false));
     let (packed_blocks, hashing) = hashed(blueprint, packed);
@@ -167,7 +168,7 @@ pub fn convert(
         }
         Ok((cutter, headers)) => {
             verified(hashing)?;
-            let found = plain.hasher.finish();
+            let found = plain.finish();
             if found != blueprint.diff_id {
                 return Err(ConvertError::DiffId {
                     layer,
@@ -181,12 +182,12 @@ pub fn convert(
 }
 
 /// Reads the tar stream to its end.
-fn cut_all(
+pub(super) fn cut_all<S: ChunkSink>(
     plain: &mut PlainStream,
-    mut cutter: Cutter,
+    mut cutter: Cutter<S>,
     mut headers: HeaderWriter,
     layer: Digest,
-) -> Result<(Cutter, HeaderWriter), ConvertError> {
+) -> Result<(Cutter<S>, HeaderWriter), ConvertError> {
     let write = |source| ConvertError::Write { layer, source };
     let damaged = |source| ConvertError::Tar { layer, source };
     let mut tar = TarReader::new(plain);
@@ -200,7 +201,7 @@ fn cut_all(
             _ => (PieceRange::default(), Vec::new()),
         };
         headers.record(&header, &stretches).map_err(write)?;
-        record_entry(&mut cutter.table, &entry, pieces).map_err(write)?;
+        cutter.table.entry(&entry, pieces).map_err(write)?;
     }
     headers.record(&tar.take_literal(), &[]).map_err(write)?;
     Ok((cutter, headers))
@@ -208,9 +209,9 @@ fn cut_all(
 
 /// Cuts the content of the entry that was just read; where in the file its bytes stood in the archive.
 /// An empty file still has one stretch, so that it counts as a file when the stream is rebuilt.
-fn cut_content(
+fn cut_content<S: ChunkSink>(
     tar: &mut TarReader<&mut PlainStream>,
-    cutter: &mut Cutter,
+    cutter: &mut Cutter<S>,
     layer: Digest,
 ) -> Result<Vec<(u64, u64)>, ConvertError> {
     let mut stretches: Vec<(u64, u64)> = Vec::new();
@@ -243,13 +244,14 @@ fn cut_content(
     Ok(stretches)
 }
 
-fn record_entry(table: &mut TableWriter, entry: &Entry, pieces: PieceRange) -> io::Result<()> {
-    table.entry(entry, pieces)
-}
-
 /// Writes what follows the chunks.
-fn finished(cutter: Cutter, headers: HeaderWriter, diff_id: Digest) -> io::Result<TableWriter> {
-    let (table, mut file, headers_at) = cutter.finish()?;
+fn finished(
+    cutter: Cutter<OrderedFile>,
+    headers: HeaderWriter,
+    diff_id: Digest,
+) -> io::Result<TableWriter> {
+    let (mut table, chunks) = cutter.finish()?;
+    let (mut file, headers_at) = chunks.finish(&mut table)?;
     let headers_len = headers.copy_into(&mut file)?;
     file.write_all(Footer::new(headers_at, headers_len, diff_id).as_bytes())?;
     file.flush()?;
@@ -387,7 +389,7 @@ impl Read for BlockReader {
 }
 
 /// The tar stream, hashed and counted while it is read.
-struct PlainStream {
+pub(super) struct PlainStream {
     blocks: BlockReader,
     hasher: Hasher,
     left: u64,
@@ -397,7 +399,7 @@ struct PlainStream {
 }
 
 impl PlainStream {
-    fn new(blueprint: Blueprint, blocks: Blocks) -> Self {
+    pub fn new(blueprint: Blueprint, blocks: Blocks) -> Self {
         let limit =
             (blueprint.packed_len.saturating_mul(PLAIN_RATIO_LIMIT)).max(PLAIN_BYTES_ALWAYS);
         Self {
@@ -407,6 +409,11 @@ impl PlainStream {
             limit,
             exceeded: None,
         }
+    }
+
+    /// The digest of all that was read; ends the thread that it came from.
+    pub fn finish(self) -> Digest {
+        self.hasher.finish()
     }
 }
 

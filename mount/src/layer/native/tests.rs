@@ -94,6 +94,12 @@ fn converted(blueprint: Blueprint, packed: &[u8]) -> Result<(Table, std::fs::Fil
     Ok((table::from_reader(&bytes[..]).unwrap(), native))
 }
 
+fn rebuilt(table: &Table, native: &std::fs::File) -> Result<Digest, RebuildError> {
+    let mut stream = Vec::new();
+    rebuild(table, native, &mut stream)?;
+    Ok(Digest::of(&stream))
+}
+
 fn chunk(table: &Table, native: &std::fs::File, index: ChunkIndex) -> bytes::Bytes {
     let chunk = table.chunk(index).unwrap();
     let mut packed = vec![0; chunk.packed_len as usize];
@@ -220,16 +226,13 @@ fn the_tar_stream_can_be_rebuilt_and_damage_is_noticed() {
         Footer::of(&native).unwrap().unwrap().diff_id(),
         Digest::of(&plain)
     );
-    assert_eq!(
-        rebuilt_diff_id(&table, &native).unwrap(),
-        Digest::of(&plain)
-    );
+    assert_eq!(rebuilt(&table, &native).unwrap(), Digest::of(&plain));
 
     let chunk = table.chunk(ChunkIndex(3)).unwrap();
     native
         .write_all_at(b"damage", chunk.packed_at.0 + 8)
         .unwrap();
-    assert!(rebuilt_diff_id(&table, &native).is_err());
+    assert!(rebuilt(&table, &native).is_err());
 }
 
 #[test]
@@ -260,7 +263,7 @@ fn a_sparse_archive_can_be_rebuilt_too() {
         assert!(content(&table, &native, 0) == expected, "{format:?}");
         assert_eq!(content(&table, &native, 1), b"after");
         assert_eq!(
-            rebuilt_diff_id(&table, &native).unwrap(),
+            rebuilt(&table, &native).unwrap(),
             Digest::of(&plain),
             "{format:?}"
         );
@@ -316,4 +319,50 @@ fn bytes_that_are_not_what_was_promised_are_refused_by_the_reason_that_matters()
         converted(promised, &garbage),
         Err(ConvertError::Tar { .. })
     ));
+}
+
+#[test]
+fn a_strangers_layer_is_accepted_with_a_table_of_our_own() {
+    let plain = archive(&files());
+    let promised = blueprint(&plain, &plain);
+    let (theirs, native) = converted(promised, &plain).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let writer = accepted(promised, &theirs, &native, scratch.path()).unwrap();
+    let mut bytes = Vec::new();
+    writer.finish(promised.layer, &mut bytes).unwrap();
+    let ours = table::from_reader(&bytes[..]).unwrap();
+    for index in 0..ours.entry_count() {
+        assert_eq!(ours.entry(index).unwrap(), theirs.entry(index).unwrap());
+    }
+    for index in 0..ours.chunk_count() as u32 {
+        let index = ChunkIndex(index);
+        assert_eq!(ours.chunk(index).unwrap(), theirs.chunk(index).unwrap());
+    }
+
+    let other = Blueprint {
+        diff_id: Digest::of(b"other"),
+        ..promised
+    };
+    assert!(accepted(other, &theirs, &native, scratch.path()).is_err());
+    let chunk = theirs.chunk(ChunkIndex(5)).unwrap();
+    native
+        .write_all_at(b"damage", chunk.packed_at.0 + 8)
+        .unwrap();
+    assert!(accepted(promised, &theirs, &native, scratch.path()).is_err());
+}
+
+#[test]
+fn what_a_strangers_table_says_of_a_file_is_not_believed() {
+    let plain = archive(&[("etc/shadow".into(), b"secret".to_vec())]);
+    let promised = blueprint(&plain, &plain);
+    let (_, native) = converted(promised, &plain).unwrap();
+    // The same content under another name and mode: only the tar headers tell.
+    let forged = archive(&[("etc/public".into(), b"secret".to_vec())]);
+    let (forged_table, _) = converted(blueprint(&forged, &forged), &forged).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let writer = accepted(promised, &forged_table, &native, scratch.path()).unwrap();
+    let mut bytes = Vec::new();
+    writer.finish(promised.layer, &mut bytes).unwrap();
+    let ours = table::from_reader(&bytes[..]).unwrap();
+    assert_eq!(ours.entry(0).unwrap().0.path, b"etc/shadow");
 }

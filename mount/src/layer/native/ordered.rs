@@ -1,0 +1,111 @@
+//! Compresses chunks on all cores and writes them to the native file in the order they were cut.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::compress::{Compressors, Job, Packed};
+use super::cut::ChunkSink;
+use crate::extent::PackedOffset;
+use crate::layer::table::{Chunk, ChunkIndex, TableWriter};
+
+/// Chunks of one layer that may wait for compression or for a slower one before them: 4 MiB.
+const IN_FLIGHT_LIMIT: u64 = 32;
+
+/// A native file that is being written. Its bytes do not depend on which thread was faster.
+pub(super) struct OrderedFile {
+    file: BufWriter<File>,
+    written: u64,
+    jobs: Sender<Job>,
+    reply: Sender<Packed>,
+    packed: Receiver<Packed>,
+    /// Which table place the chunk of each sequence number has, from `next_written` on.
+    places: BTreeMap<u64, ChunkIndex>,
+    early: BTreeMap<u64, Packed>,
+    next_sequence: u64,
+    next_written: u64,
+}
+
+impl OrderedFile {
+    pub fn new(file: File, compressors: &Compressors) -> Self {
+        let (reply, packed) = bounded(IN_FLIGHT_LIMIT as usize);
+        Self {
+            file: BufWriter::with_capacity(1 << 20, file),
+            written: 0,
+            jobs: compressors.jobs(),
+            reply,
+            packed,
+            places: BTreeMap::new(),
+            early: BTreeMap::new(),
+            next_sequence: 0,
+            next_written: 0,
+        }
+    }
+
+    fn wait(&mut self, table: &mut TableWriter) -> io::Result<()> {
+        let packed = self.packed.recv().expect("this file holds a sender itself");
+        self.land(table, packed)
+    }
+
+    fn land(&mut self, table: &mut TableWriter, packed: Packed) -> io::Result<()> {
+        self.early.insert(packed.sequence, packed);
+        while let Some(packed) = self.early.remove(&self.next_written) {
+            let place = self
+                .places
+                .remove(&self.next_written)
+                .expect("every sent chunk has a place");
+            self.next_written += 1;
+            table.set_chunk(
+                place,
+                &Chunk {
+                    packed_at: PackedOffset(self.written),
+                    packed_len: packed.bytes.len() as u32,
+                    plain_len: packed.plain_len,
+                    codec: packed.codec,
+                    digest: packed.digest,
+                },
+            );
+            self.file.write_all(&packed.bytes)?;
+            self.written += packed.bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Waits for the last chunks; gives the file, positioned after them, and how many bytes they take.
+    pub fn finish(mut self, table: &mut TableWriter) -> io::Result<(BufWriter<File>, u64)> {
+        while self.next_written < self.next_sequence {
+            self.wait(table)?;
+        }
+        Ok((self.file, self.written))
+    }
+}
+
+impl ChunkSink for OrderedFile {
+    fn put(
+        &mut self,
+        table: &mut TableWriter,
+        place: ChunkIndex,
+        plain: Vec<u8>,
+    ) -> io::Result<()> {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.places.insert(sequence, place);
+        let job = Job {
+            sequence,
+            plain,
+            reply: self.reply.clone(),
+        };
+        self.jobs
+            .send(job)
+            .expect("compressors live as long as somebody can send to them");
+        while let Ok(packed) = self.packed.try_recv() {
+            self.land(table, packed)?;
+        }
+        while self.next_sequence - self.next_written >= IN_FLIGHT_LIMIT {
+            self.wait(table)?;
+        }
+        Ok(())
+    }
+}
