@@ -6,6 +6,10 @@ pub mod digest;
 pub mod extent;
 pub mod sys;
 
+pub mod metric;
+
+pub mod reference;
+
 pub mod blob;
 
 pub mod layer;
