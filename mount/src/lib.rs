@@ -11,5 +11,6 @@ pub mod metric;
 pub mod reference;
 
 pub mod blob;
+pub mod registry;
 
 pub mod layer;
