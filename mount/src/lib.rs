@@ -6,7 +6,12 @@ pub mod digest;
 pub mod extent;
 pub mod sys;
 
+pub mod metric;
+
+pub mod reference;
+
 pub mod blob;
+pub mod registry;
 
 pub mod layer;
 

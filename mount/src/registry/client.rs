@@ -1,0 +1,438 @@
+//! One repository at one registry: requests with authentication, redirects, deadlines and retries.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
+use reqwest::{Method, StatusCode, Url};
+use tokio::sync::Semaphore;
+use tokio::time::{timeout, timeout_at};
+
+use super::answer::Answer;
+use super::auth::Auth;
+use super::failure::{Failure, Tries};
+use super::settings::Settings;
+use crate::blob::BlobError;
+use crate::metric;
+use crate::reference::{DOCKER_HUB, RegistryReference};
+
+const USER_AGENT: &str = concat!("sifon/", env!("CARGO_PKG_VERSION"));
+
+/// Redirects that are followed from one request.
+const HOPS: usize = 5;
+
+/// Everything that requests to one repository share.
+pub(super) struct Client {
+    /// The registry as the user means it.
+    pub(super) host: String,
+    /// Where its API is.
+    address: String,
+    pub(super) repository: String,
+    pub(super) settings: Settings,
+    pub(super) auth: Auth,
+    uses_tls: AtomicBool,
+    has_answered: AtomicBool,
+    /// For loopback addresses, which no proxy can reach for us.
+    near: OnceLock<reqwest::Client>,
+    far: OnceLock<reqwest::Client>,
+    permits: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+/// One request, before it is sent.
+pub(super) struct Request<'a> {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) accept: Option<&'a str>,
+    pub(super) range: Option<&'a Range<u64>>,
+    pub(super) authorization: Option<HeaderValue>,
+    /// The body of a POST, already encoded.
+    pub(super) form: Option<String>,
+}
+
+impl Request<'_> {
+    pub(super) fn get(url: Url) -> Self {
+        Self {
+            method: Method::GET,
+            url,
+            accept: None,
+            range: None,
+            authorization: None,
+            form: None,
+        }
+    }
+}
+
+/// What is asked of the registry: a path below `/v2/REPOSITORY/`, and how.
+#[derive(Clone)]
+pub(super) struct Question<'a> {
+    pub(super) method: Method,
+    pub(super) path: &'a str,
+    pub(super) accept: Option<&'a str>,
+    pub(super) range: Option<&'a Range<u64>>,
+}
+
+impl Client {
+    pub(super) fn new(reference: &RegistryReference, settings: Settings) -> Self {
+        let address = match reference.host.as_str() {
+            DOCKER_HUB => "registry-1.docker.io".to_owned(),
+            host => host.to_owned(),
+        };
+        let uses_tls = !settings.plain_http && !is_loopback(&address);
+        Self {
+            host: reference.host.clone(),
+            address,
+            repository: reference.repository.clone(),
+            settings,
+            auth: Auth::default(),
+            uses_tls: AtomicBool::new(uses_tls),
+            has_answered: AtomicBool::new(false),
+            near: OnceLock::new(),
+            far: OnceLock::new(),
+            permits: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Host and port of the API, for messages.
+    pub(super) fn place(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether credentials would travel in the open to the registry.
+    pub(super) fn uses_tls(&self) -> bool {
+        self.uses_tls.load(Ordering::Relaxed)
+    }
+
+    /// Whether `url` belongs to the registry itself, as far as our credentials are concerned.
+    pub(super) fn is_registry(&self, url: &Url) -> bool {
+        self.url("")
+            .is_ok_and(|registry| registry.origin() == url.origin())
+    }
+
+    fn url(&self, path: &str) -> Result<Url, Failure> {
+        let scheme = if self.uses_tls() { "https" } else { "http" };
+        let (address, repository) = (&self.address, &self.repository);
+        Url::parse(&format!("{scheme}://{address}/v2/{repository}/{path}"))
+            .map_err(|error| Failure::wrong(address, format!("has no usable address: {error}")))
+    }
+
+    /// The headers and the body of a small object, of at most `limit` bytes, all tries within the settings' timeout.
+    pub(super) async fn small(
+        &self,
+        question: Question<'_>,
+        limit: usize,
+        object: &str,
+    ) -> Result<(HeaderMap, Vec<u8>), BlobError> {
+        let deadline = Instant::now() + self.settings.timeout;
+        let mut tries = Tries::until(deadline, &self.settings);
+        loop {
+            let one_try = async {
+                let (_, answer) = self.followed(question.clone()).await?;
+                let answer = answer.success().await?;
+                let headers = answer.headers().clone();
+                Ok((headers, answer.body(limit).await?))
+            };
+            let failure = match timeout_at(deadline.into(), one_try).await {
+                Ok(Ok(small)) => return Ok(small),
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::connection(&self.address, "the time for it was over"),
+            };
+            let paused = tries.pause(failure).await;
+            paused.map_err(|failure| failure.into_error(object, tries.waited()))?;
+        }
+    }
+
+    /// The answer to `question` after redirects. With the final URL if there were any. Our authorization goes to
+    /// the registry alone.
+    pub(super) async fn followed(
+        &self,
+        question: Question<'_>,
+    ) -> Result<(Option<Url>, Answer), Failure> {
+        let mut answer = self.ask(question.clone()).await?;
+        let registry = self.url(question.path)?;
+        let mut url = registry.clone();
+        for _ in 0..HOPS {
+            if !is_redirect(answer.status()) {
+                let redirected = (url != registry).then_some(url);
+                return Ok((redirected, answer));
+            }
+            url = target(&url, &answer)?;
+            let authorization = match self.is_registry(&url) {
+                true => self.authorization().await?,
+                false => None,
+            };
+            drop(answer);
+            let request = Request {
+                method: question.method.clone(),
+                accept: question.accept,
+                range: question.range,
+                authorization,
+                ..Request::get(url.clone())
+            };
+            answer = self.send(request).await?;
+        }
+        Err(Failure::wrong(
+            &self.address,
+            format!("redirects more than {HOPS} times"),
+        ))
+    }
+
+    /// The registry's own answer, which may be a redirect. A 401 is answered with credentials or a new token, once.
+    async fn ask(&self, question: Question<'_>) -> Result<Answer, Failure> {
+        let mut authorization = self.authorization().await?;
+        for is_last in [false, true] {
+            let answer = self.ask_once(&question, authorization.clone()).await?;
+            match answer.status() {
+                StatusCode::UNAUTHORIZED if !is_last => {
+                    match self.reauthorized(&answer, authorization.as_ref()).await? {
+                        Some(renewed) => authorization = Some(renewed),
+                        None => return Err(self.denied(answer).await),
+                    }
+                }
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                    return Err(self.denied(answer).await);
+                }
+                _ => return Ok(answer),
+            }
+        }
+        unreachable!("the last pass returns")
+    }
+
+    async fn denied(&self, answer: Answer) -> Failure {
+        let story = self.found().await.story.clone();
+        answer.refusal(&format!("asked {story}")).await
+    }
+
+    async fn ask_once(
+        &self,
+        question: &Question<'_>,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Answer, Failure> {
+        let request = || {
+            Ok(Request {
+                method: question.method.clone(),
+                url: self.url(question.path)?,
+                accept: question.accept,
+                range: question.range,
+                authorization: authorization.clone(),
+                form: None,
+            })
+        };
+        let outcome = self.send(request()?).await;
+        let is_open = self.settings.plain_http
+            || self.uses_tls()
+            || self.has_answered.load(Ordering::Relaxed);
+        let outcome = match is_open {
+            true => outcome,
+            false => match unless_tls_is_wanted(outcome).await {
+                Ok(outcome) => outcome,
+                Err(failure) => {
+                    self.uses_tls.store(true, Ordering::Relaxed);
+                    let secured = self.send(request()?).await;
+                    if secured.is_err() {
+                        self.uses_tls.store(false, Ordering::Relaxed);
+                    }
+                    secured.map_err(|_| failure)
+                }
+            },
+        };
+        if outcome.is_ok() {
+            self.has_answered.store(true, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    /// Sends one request and waits for the headers of its answer.
+    pub(super) async fn send(&self, request: Request<'_>) -> Result<Answer, Failure> {
+        let place = place_of(&request.url);
+        let permits = self.permits_of(&place);
+        let permit = permits
+            .acquire_owned()
+            .await
+            .expect("this semaphore is never closed");
+        let mut builder = self.web(&request.url)?.request(request.method, request.url);
+        if let Some(accept) = request.accept {
+            builder = builder.header(ACCEPT, accept);
+        }
+        if let Some(range) = request.range {
+            builder = builder.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        if let Some(authorization) = request.authorization {
+            builder = builder.header(AUTHORIZATION, authorization);
+        }
+        if let Some(form) = request.form {
+            let kind = "application/x-www-form-urlencoded";
+            builder = builder
+                .header(reqwest::header::CONTENT_TYPE, kind)
+                .body(form);
+        }
+        metric::REQUESTS.add(1);
+        let patience = self.settings.connect_timeout + self.settings.stall_timeout;
+        match timeout(patience, builder.send()).await {
+            Ok(Ok(response)) => {
+                let stall = self.settings.stall_timeout;
+                Ok(Answer::new(place, response, stall, permit))
+            }
+            // A signed URL is a secret for as long as it is valid.
+            Ok(Err(error)) => Err(Failure::connection(&place, error.without_url())),
+            Err(_) => Err(Failure::connection(
+                &place,
+                format!("no answer for {patience:?}"),
+            )),
+        }
+    }
+
+    fn permits_of(&self, place: &str) -> Arc<Semaphore> {
+        let mut permits = self.permits.lock();
+        let new = || Arc::new(Semaphore::new(self.settings.connections.max(1)));
+        permits.entry(place.to_owned()).or_insert_with(new).clone()
+    }
+
+    fn web(&self, url: &Url) -> Result<&reqwest::Client, Failure> {
+        let is_near = url.host_str().is_some_and(is_loopback);
+        let slot = if is_near { &self.near } else { &self.far };
+        if let Some(client) = slot.get() {
+            return Ok(client);
+        }
+        let client = web_client(&self.settings, is_near).map_err(|problem| {
+            Failure::wrong(&place_of(url), format!("cannot be asked: {problem}"))
+        })?;
+        Ok(slot.get_or_init(|| client))
+    }
+}
+
+fn web_client(settings: &Settings, is_near: bool) -> Result<reqwest::Client, String> {
+    let mut certificates = Vec::new();
+    for file in &settings.ca_files {
+        certificates.extend(certificates_in(file)?);
+    }
+    let build = |only_ours: bool| {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .http1_only()
+            .connect_timeout(settings.connect_timeout)
+            .pool_max_idle_per_host(settings.connections.max(1))
+            .tcp_nodelay(true);
+        if is_near {
+            builder = builder.no_proxy();
+        }
+        let certificates = certificates.iter().cloned();
+        match only_ours {
+            true => builder.tls_certs_only(certificates),
+            false => builder.tls_certs_merge(certificates),
+        }
+        .build()
+    };
+    build(false)
+        .or_else(|error| {
+            // A container or a small node without any certificates can still use plain HTTP and our own files.
+            tracing::warn!(%error, "the system's certificates cannot be used");
+            build(true)
+        })
+        .map_err(|error| error.to_string())
+}
+
+fn certificates_in(file: &Path) -> Result<Vec<reqwest::Certificate>, String> {
+    let problem =
+        |error: &dyn std::fmt::Display| format!("certificate file {}: {error}", file.display());
+    let text = std::fs::read(file).map_err(|error| problem(&error))?;
+    let found = reqwest::Certificate::from_pem_bundle(&text).map_err(|error| problem(&error))?;
+    match found.is_empty() {
+        true => Err(problem(&"it holds no PEM certificate")),
+        false => Ok(found),
+    }
+}
+
+/// `Err` with what went wrong when a server for TLS was asked without.
+async fn unless_tls_is_wanted(
+    outcome: Result<Answer, Failure>,
+) -> Result<Result<Answer, Failure>, Failure> {
+    match outcome {
+        Ok(answer) if answer.status() == StatusCode::BAD_REQUEST => {
+            let failure = answer.refusal("").await;
+            match failure.mentions("HTTPS") {
+                true => Err(failure),
+                false => Ok(Err(failure)),
+            }
+        }
+        Err(failure) if failure.is_gibberish() => Err(failure),
+        other => Ok(other),
+    }
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn target(from: &Url, answer: &Answer) -> Result<Url, Failure> {
+    let wrong = |problem: &str| Failure::wrong(answer.place(), problem);
+    let location = answer
+        .headers()
+        .get(LOCATION)
+        .and_then(|value| value.to_str().ok());
+    let location = location.ok_or_else(|| wrong("redirects without saying where"))?;
+    let url = from
+        .join(location)
+        .map_err(|_| wrong("redirects to something that is no URL"))?;
+    match url.scheme() {
+        "http" | "https" if url.has_host() => Ok(url),
+        _ => Err(wrong("redirects to something that is not HTTP")),
+    }
+}
+
+/// Host and port of a URL, for messages and for counting connections.
+pub(super) fn place_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or("nowhere");
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// Whether `host`, with or without a port, is this machine by its name or number.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_known_by_name_and_number() {
+        for host in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:1",
+            "127.8.9.1",
+            "[::1]:5000",
+            "[::1]",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "localhost.example.org",
+            "128.0.0.1",
+            "[::2]",
+            "127.example.org",
+            "docker.io",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}

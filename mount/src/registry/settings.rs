@@ -1,0 +1,199 @@
+//! What the user decides about registries. It goes through a pipe to our own daemon, so it serialises.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::platform::Platform;
+
+/// How registries are asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// Which build of an image is wanted.
+    pub platform: Platform,
+    /// User name and password that were given for this run; they win over all files.
+    pub credentials: Option<Credentials>,
+    /// The one file to look for credentials in, as the user named it.
+    pub authfile: Option<PathBuf>,
+    /// Files to look for credentials in when neither was given, in this order; missing ones are passed over.
+    pub credential_files: Vec<PathBuf>,
+    /// Plain HTTP to every registry. Loopback addresses get it without.
+    pub plain_http: bool,
+    /// PEM files with certificates to trust beside the system's (which `SSL_CERT_FILE` moves).
+    pub ca_files: Vec<PathBuf>,
+    /// Requests at a time to one host.
+    pub connections: usize,
+    /// Time for one connection to come about.
+    pub connect_timeout: Duration,
+    /// Time without any byte after which an answer counts as stalled, and is asked for again.
+    pub stall_timeout: Duration,
+    /// Time for a manifest or a token, all tries together; a layer's stream ends with an error after such
+    /// a time without progress.
+    pub timeout: Duration,
+    /// The first pause before something is tried again; it doubles.
+    pub backoff: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            platform: Platform::host(),
+            credentials: None,
+            authfile: None,
+            credential_files: Vec::new(),
+            plain_http: false,
+            ca_files: Vec::new(),
+            connections: 8,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            timeout: Duration::from_secs(60),
+            backoff: Duration::from_millis(250),
+        }
+    }
+}
+
+impl Settings {
+    /// The default settings with what the environment says about credentials.
+    pub fn from_environment() -> Self {
+        Self {
+            credentials: Credentials::from_environment(),
+            credential_files: credential_files(|name| std::env::var_os(name)),
+            ..Self::default()
+        }
+    }
+}
+
+/// A user name and its password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Who.
+    pub username: String,
+    /// The password, or a token that stands for one.
+    pub password: Secret,
+}
+
+impl Credentials {
+    /// `DOCKER_USERNAME` and `DOCKER_PASSWORD` with the prefix `SIFON_`, `APPTAINER_`, `SINGULARITY_` or none;
+    /// the first of these that is set wins, for each of the two.
+    pub fn from_environment() -> Option<Self> {
+        Self::from_variables(|name| std::env::var_os(name))
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
+        let of = |suffix: &str| {
+            ["SIFON_", "APPTAINER_", "SINGULARITY_", ""]
+                .into_iter()
+                .filter_map(|prefix| variable(&format!("{prefix}{suffix}")))
+                .find_map(|value| value.into_string().ok().filter(|value| !value.is_empty()))
+        };
+        Some(Self {
+            username: of("DOCKER_USERNAME")?,
+            password: Secret(of("DOCKER_PASSWORD")?),
+        })
+    }
+}
+
+/// A password or token. It serialises, but never prints.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// `REGISTRY_AUTH_FILE`, Apptainer's file and Docker's, where the environment says they are.
+fn credential_files(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let home = set("HOME").map(PathBuf::from);
+    let apptainer = set("APPTAINER_CONFIGDIR")
+        .or_else(|| set("SINGULARITY_CONFIGDIR"))
+        .map(PathBuf::from)
+        .or_else(|| Some(home.as_ref()?.join(".apptainer")));
+    let docker = set("DOCKER_CONFIG")
+        .map(PathBuf::from)
+        .or_else(|| Some(home.as_ref()?.join(".docker")));
+    [
+        set("REGISTRY_AUTH_FILE").map(PathBuf::from),
+        apptainer.map(|directory| directory.join("docker-config.json")),
+        docker.map(|directory| directory.join("config.json")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment<'a>(
+        variables: &'a [(&'a str, &'a str)],
+    ) -> impl Fn(&str) -> Option<OsString> + 'a {
+        move |name| {
+            let (_, value) = variables.iter().find(|(key, _)| *key == name)?;
+            Some((*value).into())
+        }
+    }
+
+    #[test]
+    fn the_longest_known_prefix_wins_for_each_variable() {
+        let credentials = Credentials::from_variables(environment(&[
+            ("SINGULARITY_DOCKER_USERNAME", "old"),
+            ("APPTAINER_DOCKER_USERNAME", "new"),
+            ("DOCKER_PASSWORD", "plain"),
+        ]))
+        .unwrap();
+        assert_eq!(credentials.username, "new");
+        assert_eq!(credentials.password, Secret("plain".into()));
+        assert_eq!(
+            Credentials::from_variables(environment(&[("DOCKER_USERNAME", "alone")])),
+            None
+        );
+    }
+
+    #[test]
+    fn credential_files_follow_the_environment() {
+        let files = credential_files(environment(&[("HOME", "/h")]));
+        assert_eq!(
+            files,
+            [
+                PathBuf::from("/h/.apptainer/docker-config.json"),
+                PathBuf::from("/h/.docker/config.json")
+            ]
+        );
+        let files = credential_files(environment(&[
+            ("HOME", "/h"),
+            ("REGISTRY_AUTH_FILE", "/r"),
+            ("SINGULARITY_CONFIGDIR", "/s"),
+            ("DOCKER_CONFIG", "/d"),
+        ]));
+        assert_eq!(
+            files,
+            [
+                PathBuf::from("/r"),
+                PathBuf::from("/s/docker-config.json"),
+                PathBuf::from("/d/config.json")
+            ]
+        );
+    }
+
+    #[test]
+    fn a_password_does_not_print_but_travels() {
+        let settings = Settings {
+            credentials: Some(Credentials {
+                username: "me".into(),
+                password: Secret("hidden".into()),
+            }),
+            ..Settings::default()
+        };
+        assert!(!format!("{settings:?}").contains("hidden"));
+        let sent = serde_json::to_string(&settings).unwrap();
+        let received: Settings = serde_json::from_str(&sent).unwrap();
+        assert_eq!(received.credentials, settings.credentials);
+    }
+}

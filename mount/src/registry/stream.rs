@@ -1,0 +1,212 @@
+//! A whole blob in order, fetched as several ranges at a time where the registry allows it.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use bytes::{Buf, Bytes};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+
+use super::network::Network;
+use super::remote::{Patience, Remote, Sink};
+use crate::blob::BlobError;
+
+/// Bytes of one range.
+const PART_BYTES: u64 = 4 << 20;
+
+/// Parts of one blob that are on their way or wait for the reader: 32 MiB.
+const PARTS_AHEAD: usize = 8;
+
+/// Parts of all blobs of an image beyond the one that each reader waits for: 96 MiB.
+pub(super) const PARTS_AHEAD_OF_ALL: usize = 24;
+
+/// Reads a blob from its first byte to its last.
+///
+/// The part that the reader needs next is always on its way, whatever others hold; only parts ahead of it take from
+/// the memory that all streams share, and they never wait for it. So no order of reading several streams can block.
+pub(super) struct Stream {
+    network: Arc<Network>,
+    remote: Arc<Remote>,
+    parts: VecDeque<Part>,
+    /// Where the next part to be asked for begins.
+    asked: u64,
+    /// Bytes handed to the reader or waiting in `current`.
+    received: u64,
+    current: Bytes,
+    does_ranges: bool,
+    has_failed: bool,
+}
+
+struct Part {
+    end: u64,
+    messages: mpsc::Receiver<Message>,
+    room: Arc<Semaphore>,
+    task: AbortHandle,
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+enum Message {
+    /// The answer is the range that was asked for.
+    Ranged,
+    /// The answer is the whole blob.
+    Whole,
+    Bytes(Bytes),
+    Failed(BlobError),
+}
+
+impl Stream {
+    pub(super) fn new(network: Arc<Network>, remote: Arc<Remote>) -> Self {
+        Self {
+            network,
+            remote,
+            parts: VecDeque::new(),
+            asked: 0,
+            received: 0,
+            current: Bytes::new(),
+            does_ranges: false,
+            has_failed: false,
+        }
+    }
+
+    /// Has the next part on its way, and parts ahead of it as far as memory allows.
+    fn ask(&mut self) {
+        if self.parts.is_empty() {
+            self.ask_part(None);
+        }
+        while self.does_ranges && self.parts.len() < PARTS_AHEAD && self.asked < self.remote.size {
+            let shared = self.network.parts_ahead.clone();
+            let Ok(memory) = shared.try_acquire_owned() else {
+                break;
+            };
+            self.ask_part(Some(memory));
+        }
+    }
+
+    fn ask_part(&mut self, memory: Option<OwnedSemaphorePermit>) {
+        let range = self.asked..(self.asked + PART_BYTES).min(self.remote.size);
+        let (sender, messages) = mpsc::channel();
+        let room = Arc::new(Semaphore::new(PART_BYTES as usize));
+        let mut delivery = Delivery {
+            sender,
+            room: room.clone(),
+            may_be_whole: range.start == 0,
+            turn: None,
+        };
+        let (network, remote) = (self.network.streams.clone(), self.remote.clone());
+        let end = range.end;
+        self.asked = end;
+        let task = self.network.spawn(async move {
+            // Streams together leave a connection to those who wait for a single range.
+            delivery.turn = network.acquire_owned().await.ok();
+            let patience = Patience::While(remote.client.settings.timeout);
+            if let Err(error) = remote.transfer(range, patience, &mut delivery).await {
+                let _ = delivery.sender.send(Message::Failed(error));
+            }
+        });
+        self.parts.push_back(Part {
+            end,
+            messages,
+            room,
+            task,
+            _memory: memory,
+        });
+    }
+
+    /// Waits for the next bytes. How long is up to the task, which gives up after a time without progress.
+    fn fill(&mut self) -> io::Result<()> {
+        while self.current.is_empty() && self.received < self.remote.size {
+            self.ask();
+            let size = self.remote.size;
+            let part = self.parts.front_mut().expect("one was just asked for");
+            match part.messages.recv() {
+                Ok(Message::Ranged) => self.does_ranges = true,
+                Ok(Message::Whole) => {
+                    part.end = size;
+                    self.asked = size;
+                }
+                Ok(Message::Bytes(bytes)) => {
+                    part.room.add_permits(bytes.len());
+                    self.received += bytes.len() as u64;
+                    self.current = bytes;
+                    if self.received == part.end {
+                        self.parts.pop_front();
+                    }
+                }
+                Ok(Message::Failed(error)) => return Err(io::Error::other(error)),
+                Err(mpsc::RecvError) => {
+                    let object = self.remote.object();
+                    return Err(io::Error::other(format!(
+                        "{object}: its download broke down"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.has_failed {
+            let object = self.remote.object();
+            return Err(io::Error::other(format!(
+                "{object}: reading it has failed before"
+            )));
+        }
+        if let Err(error) = self.fill() {
+            self.has_failed = true;
+            self.parts.clear();
+            return Err(error);
+        }
+        let len = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..len]);
+        Ok(len)
+    }
+}
+
+/// Sends what comes to the reader.
+struct Delivery {
+    sender: mpsc::Sender<Message>,
+    /// Bytes that may still wait for the reader.
+    room: Arc<Semaphore>,
+    may_be_whole: bool,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Sink for Delivery {
+    fn whole(&mut self) -> bool {
+        if self.may_be_whole {
+            // From here the reader sets the pace, and must not keep other streams waiting.
+            self.turn = None;
+            let _ = self.sender.send(Message::Whole);
+        }
+        self.may_be_whole
+    }
+
+    fn ranged(&mut self) {
+        let _ = self.sender.send(Message::Ranged);
+    }
+
+    async fn take(&mut self, mut bytes: Bytes) -> bool {
+        while bytes.has_remaining() {
+            let some = bytes.split_to(bytes.len().min(PART_BYTES as usize));
+            let len = some.len() as u32;
+            match self.room.acquire_many(len).await {
+                Ok(room) => room.forget(),
+                Err(_) => return false,
+            }
+            if self.sender.send(Message::Bytes(some)).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
