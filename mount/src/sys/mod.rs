@@ -1,6 +1,10 @@
 //! The system underneath: every `unsafe` of the project, and types for the promises it needs.
 #![allow(unsafe_code)]
 
+pub mod descriptor;
+pub mod mount;
+pub mod mountinfo;
 mod sealed;
+pub mod signal;
 
 pub use sealed::Sealed;
