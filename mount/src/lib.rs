@@ -10,4 +10,6 @@ pub mod blob;
 
 pub mod layer;
 
+pub mod tree;
+
 pub mod fetch;

@@ -1,0 +1,301 @@
+//! Layers become one tree, by the rules of the OCI image specification (layer.md, "Applying changesets")
+//! and, where it is silent, by what unpackers do.
+//!
+//! Of each layer first the whiteouts and opaque directories are applied to what lower layers left, wherever
+//! they stand in the layer, then its entries in order.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+
+use super::draft::{Draft, NameIndex, NodeIndex, Origin, Refusal, Shape};
+use super::resolve::{Paths, Resolved, Step, resolved};
+use super::seal::seal;
+use crate::digest::Digest;
+use crate::layer::entry::{Entry, Kind, shown};
+use crate::layer::table::{Table, TableError};
+
+/// Why layers do not make a tree.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// An entry that no file system could hold.
+    #[error("layer {layer}, entry {:?}: {problem}", shown(path))]
+    Entry {
+        /// The layer.
+        layer: Digest,
+        /// The entry's path.
+        path: Vec<u8>,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A damaged table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// More of something than a tree file has room for.
+    #[error("image: {0}")]
+    Image(&'static str),
+    /// The tree file could not be written.
+    #[error("tree file: not written")]
+    Write(#[source] io::Error),
+}
+
+/// Merges `layers`, the bottom one first, and writes the finished tree file to `to`. Takes about 100 bytes of
+/// memory for each name while it lasts; on failure `to` may hold the beginning of a file.
+pub fn merge(layers: &[&Table], to: &mut impl Write) -> Result<(), MergeError> {
+    let count = u16::try_from(layers.len())
+        .map_err(|_| MergeError::Image("more than 65535 layers in one image"))?;
+    let mut merging = Merging {
+        layers,
+        draft: Draft::new(),
+    };
+    for layer in 0..count {
+        merging.hide(layer)?;
+        merging.add(layer)?;
+    }
+    seal(merging.draft, layers, to)
+}
+
+struct Merging<'a> {
+    layers: &'a [&'a Table],
+    draft: Draft,
+}
+
+/// What keeps an entry out of the tree.
+enum Obstacle {
+    Entry(&'static str),
+    Table(TableError),
+}
+
+impl From<Refusal> for Obstacle {
+    fn from(refusal: Refusal) -> Self {
+        Self::Entry(refusal)
+    }
+}
+
+impl From<TableError> for Obstacle {
+    fn from(err: TableError) -> Self {
+        Self::Table(err)
+    }
+}
+
+impl<'a> Merging<'a> {
+    /// Applies the whiteouts and opaque directories of `layer` to what the layers below left.
+    fn hide(&mut self, layer: u16) -> Result<(), MergeError> {
+        let entries = || self.layers[usize::from(layer)].entries();
+        let mut hiding = Vec::new();
+        for entry in entries() {
+            let (entry, _) = entry?;
+            if matches!(entry.kind, Kind::Whiteout | Kind::Opaque) {
+                hiding.push(entry);
+            }
+        }
+        if hiding.is_empty() {
+            return Ok(());
+        }
+        let replaced = self.replaced_links(layer)?;
+        for entry in hiding {
+            self.hide_one(&entry, &replaced)
+                .map_err(|obstacle| self.error(layer, entry.path, obstacle))?;
+        }
+        Ok(())
+    }
+
+    /// The symbolic links that `layer` replaces by directories. What it hides inside such a directory is not to
+    /// be looked for where the link led: OverlayFS marks every directory that replaces something opaque,
+    /// and `lib -> usr/lib` must not take `usr/lib` with it.
+    fn replaced_links(&self, layer: u16) -> Result<HashSet<NameIndex>, MergeError> {
+        let mut replaced = HashSet::new();
+        for entry in self.layers[usize::from(layer)].entries() {
+            let (entry, _) = entry?;
+            if entry.kind != Kind::Directory {
+                continue;
+            }
+            let (above, name) = split(entry.path);
+            let Resolved::Found(directory) = resolved(&self.paths(&replaced), above)? else {
+                continue;
+            };
+            if let Some(name) = self.draft.find(directory, name)
+                && self.draft.shape(self.draft.node(name)) == Shape::Symlink
+            {
+                replaced.insert(name);
+            }
+        }
+        Ok(replaced)
+    }
+
+    fn hide_one(
+        &mut self,
+        entry: &Entry<&'a [u8]>,
+        replaced: &HashSet<NameIndex>,
+    ) -> Result<(), Obstacle> {
+        let is_opaque = entry.kind == Kind::Opaque;
+        if entry.path.is_empty() && !is_opaque {
+            return Err(Obstacle::Entry(ROOT_IS_A_DIRECTORY));
+        }
+        let (above, name) = split(entry.path);
+        let directory = if is_opaque { entry.path } else { above };
+        let Resolved::Found(directory) = resolved(&self.paths(replaced), directory)? else {
+            return Ok(());
+        };
+        if is_opaque {
+            self.draft.clear(directory);
+        } else if let Some(name) = self.draft.find(directory, name) {
+            self.draft.remove(name);
+        }
+        Ok(())
+    }
+
+    /// Adds the entries of `layer` in order.
+    fn add(&mut self, layer: u16) -> Result<(), MergeError> {
+        for (index, entry) in self.layers[usize::from(layer)].entries().enumerate() {
+            let (entry, _) = entry?;
+            let index = u32::try_from(index).map_err(|_| MergeError::Image("too many entries"))?;
+            self.add_one(Origin::Entry { layer, index }, &entry)
+                .map_err(|obstacle| self.error(layer, entry.path, obstacle))?;
+        }
+        Ok(())
+    }
+
+    fn add_one(&mut self, origin: Origin, entry: &Entry<&'a [u8]>) -> Result<(), Obstacle> {
+        let shape = match entry.kind {
+            Kind::Whiteout | Kind::Opaque => return Ok(()),
+            Kind::Directory if entry.path.is_empty() => {
+                self.draft.set_origin(Draft::ROOT, origin);
+                return Ok(());
+            }
+            _ if entry.path.is_empty() => return Err(Obstacle::Entry(ROOT_IS_A_DIRECTORY)),
+            Kind::Hardlink { target } => return self.add_hard_link(entry.path, target),
+            Kind::Regular { size } if i64::try_from(size).is_err() => {
+                return Err(Obstacle::Entry("larger than a file can be"));
+            }
+            Kind::Directory => Shape::Directory,
+            Kind::Symlink { .. } => Shape::Symlink,
+            _ => Shape::Other,
+        };
+        let (above, name) = split(entry.path);
+        let directory = self.directory(above)?;
+        if shape == Shape::Directory
+            && let Some(found) = self.draft.find(directory, name)
+            && let node = self.draft.node(found)
+            && self.draft.shape(node) == Shape::Directory
+        {
+            self.draft.set_origin(node, origin);
+            return Ok(());
+        }
+        let node = self.draft.add_node(origin, shape)?;
+        Ok(self.draft.put(directory, name, node)?)
+    }
+
+    /// Gives what is at `target` at this moment another name.
+    fn add_hard_link(&mut self, path: &'a [u8], target: &'a [u8]) -> Result<(), Obstacle> {
+        let (above, name) = split(target);
+        if name.is_empty() {
+            return Err(Obstacle::Entry("a hard link to a directory"));
+        }
+        let found = match resolved(&self.paths(&HashSet::new()), above)? {
+            Resolved::Found(directory) => self.draft.find(directory, name),
+            _ => None,
+        };
+        let node = match found.map(|name| self.draft.node(name)) {
+            None => return Err(Obstacle::Entry("a hard link to nothing")),
+            Some(node) if self.draft.shape(node) == Shape::Directory => {
+                return Err(Obstacle::Entry("a hard link to a directory"));
+            }
+            Some(node) => node,
+        };
+        let (above, name) = split(path);
+        let directory = self.directory(above)?;
+        Ok(self.draft.put(directory, name, node)?)
+    }
+
+    /// The directory that `path` leads to; what is missing of it is created without attributes of its own.
+    fn directory(&mut self, path: &'a [u8]) -> Result<NodeIndex, Obstacle> {
+        let (mut directory, missing) = match resolved(&self.paths(&HashSet::new()), path)? {
+            Resolved::Found(node) if self.draft.shape(node) == Shape::Directory => {
+                return Ok(node);
+            }
+            Resolved::Found(_) | Resolved::NotADirectory => {
+                return Err(Obstacle::Entry("an entry below a file"));
+            }
+            Resolved::Loop => {
+                return Err(Obstacle::Entry("an entry below a loop of symbolic links"));
+            }
+            Resolved::Missing { at, rest } => (at, rest),
+        };
+        for name in missing.split(|&byte| byte == b'/') {
+            let implied = self.draft.add_node(Origin::Implied, Shape::Directory)?;
+            self.draft.put(directory, name, implied)?;
+            directory = implied;
+        }
+        Ok(directory)
+    }
+
+    fn paths<'d>(&'d self, without: &'d HashSet<NameIndex>) -> DraftPaths<'d, 'a> {
+        DraftPaths {
+            draft: &self.draft,
+            layers: self.layers,
+            without,
+        }
+    }
+
+    fn error(&self, layer: u16, path: &[u8], obstacle: Obstacle) -> MergeError {
+        match obstacle {
+            Obstacle::Table(err) => MergeError::Table(err),
+            Obstacle::Entry(problem) => MergeError::Entry {
+                layer: self.layers[usize::from(layer)].layer(),
+                path: path.to_vec(),
+                problem,
+            },
+        }
+    }
+}
+
+const ROOT_IS_A_DIRECTORY: &str = "the root of an image can only be a directory";
+
+/// A path's directory and its last component.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// The draft as paths see it, without some names.
+struct DraftPaths<'d, 'a> {
+    draft: &'d Draft,
+    layers: &'a [&'a Table],
+    without: &'d HashSet<NameIndex>,
+}
+
+impl<'a> Paths<'a> for DraftPaths<'_, 'a> {
+    type Id = NodeIndex;
+    type Error = TableError;
+
+    fn root(&self) -> NodeIndex {
+        Draft::ROOT
+    }
+
+    fn child(&self, directory: NodeIndex, name: &[u8]) -> Result<Option<NodeIndex>, TableError> {
+        let name = self.draft.find(directory, name);
+        Ok(name
+            .filter(|name| self.without.is_empty() || !self.without.contains(name))
+            .map(|name| self.draft.node(name)))
+    }
+
+    fn step(&self, node: NodeIndex) -> Result<Step<'a>, TableError> {
+        let Origin::Entry { layer, index } = self.draft.origin(node) else {
+            return Ok(Step::Directory);
+        };
+        Ok(match self.draft.shape(node) {
+            Shape::Directory => Step::Directory,
+            Shape::Other => Step::Other,
+            Shape::Symlink => match self.layers[usize::from(layer)].entry(index.into())?.0.kind {
+                Kind::Symlink { target } => Step::Symlink(target),
+                _ => Step::Other,
+            },
+        })
+    }
+
+    fn above(&self, directory: NodeIndex) -> Result<NodeIndex, TableError> {
+        Ok(self.draft.above(directory))
+    }
+}

@@ -1,0 +1,314 @@
+//! A tree file read in place. Every access is checked: a damaged file is an error, never a crash or a hang.
+
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::format::{
+    Header, KIND_BLOCK_DEVICE, KIND_CHAR_DEVICE, KIND_DIRECTORY, KIND_FIFO, KIND_REGULAR,
+    KIND_SOCKET, KIND_SYMLINK, MAGIC, NameRecord, NodeRecord, VERSION,
+};
+use super::resolve::{Paths, Step, resolved};
+use super::walk::Walk;
+use super::{Node, NodeId, NodeKind, Resolved};
+use crate::digest::Digest;
+use crate::layer::entry::{NAME_BYTES_LIMIT, Timestamp};
+use crate::layer::table::{PieceRange, xattrs};
+use crate::sys::Sealed;
+
+/// What is wrong with a tree file, or with what was asked of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TreeError {
+    /// This is no whole tree file of ours.
+    #[error("tree file: {0}")]
+    File(&'static str),
+    /// One node is damaged, or not what the caller takes it for.
+    #[error("tree file, node {}: {problem}", node.0)]
+    Node {
+        /// Which.
+        node: NodeId,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+/// Names and values of extended attributes.
+pub type Xattrs<'a> = Vec<(&'a [u8], &'a [u8])>;
+
+/// A sealed tree.
+pub struct Tree {
+    bytes: Sealed,
+    header: Header,
+    nodes_at: usize,
+    names_at: usize,
+    bytes_at: usize,
+}
+
+impl Tree {
+    /// Checks the header and that the parts it promises fill the file; nothing is read beyond that.
+    pub fn open(bytes: Sealed) -> Result<Self, TreeError> {
+        let (header, _) = Header::read_from_prefix(&bytes)
+            .map_err(|_| TreeError::File("shorter than its header"))?;
+        if header.magic != MAGIC {
+            return Err(TreeError::File("not a tree"));
+        }
+        if header.version.get() != VERSION {
+            return Err(TreeError::File("written by another version of sifon"));
+        }
+        if header.file_len.get() != bytes.len() as u64 {
+            return Err(TreeError::File("not as long as it was written"));
+        }
+        // Counts have 32 bits and records less than 2^7 bytes: no sum of products reaches 2^64 …
+        let part = |count: u32, record: usize| u64::from(count) * record as u64;
+        let nodes_at = size_of::<Header>() as u64 + part(header.layers.get(), size_of::<Digest>());
+        let names_at = nodes_at + part(header.nodes.get(), size_of::<NodeRecord>());
+        let bytes_at = names_at + part(header.names.get(), size_of::<NameRecord>());
+        // … but the length of the bytes may be anything.
+        if bytes_at.checked_add(header.bytes_len.get()) != Some(bytes.len() as u64) {
+            return Err(TreeError::File("its parts do not fill the file"));
+        }
+        if header.nodes.get() == 0 {
+            return Err(TreeError::File("without a root"));
+        }
+        Ok(Self {
+            bytes,
+            header,
+            nodes_at: nodes_at as usize,
+            names_at: names_at as usize,
+            bytes_at: bytes_at as usize,
+        })
+    }
+
+    /// The layers it was merged from, the bottom one first: [`Table::layer`](crate::layer::table::Table::layer) of each.
+    pub fn layers(&self) -> Result<Vec<Digest>, TreeError> {
+        let (digests, _) = self.bytes[size_of::<Header>()..self.nodes_at].as_chunks::<32>();
+        Ok(digests
+            .iter()
+            .map(|&digest| Digest::from_bytes(digest))
+            .collect())
+    }
+
+    /// How many nodes there are.
+    pub fn node_count(&self) -> u64 {
+        self.header.nodes.get().into()
+    }
+
+    /// Sum of the sizes of all regular files.
+    pub fn file_bytes(&self) -> u64 {
+        self.header.file_bytes.get()
+    }
+
+    /// Whether any node has extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.header.has_xattrs.get() != 0
+    }
+
+    /// The node of this number.
+    pub fn node(&self, id: NodeId) -> Result<Node, TreeError> {
+        let record = self.record(id)?;
+        let place = record.place.get();
+        let (major, minor) = ((place >> 32) as u32, place as u32);
+        let kind = match record.kind {
+            KIND_DIRECTORY => NodeKind::Directory,
+            KIND_REGULAR if record.owner.get() < self.header.layers.get() => NodeKind::Regular {
+                layer: u16::try_from(record.owner.get())
+                    .map_err(|_| wrong(id, "its layer does not exist"))?,
+                pieces: PieceRange {
+                    first: place,
+                    count: record.count.get(),
+                },
+            },
+            KIND_REGULAR => return Err(wrong(id, "its layer does not exist")),
+            KIND_SYMLINK => NodeKind::Symlink,
+            KIND_CHAR_DEVICE => NodeKind::CharDevice { major, minor },
+            KIND_BLOCK_DEVICE => NodeKind::BlockDevice { major, minor },
+            KIND_FIFO => NodeKind::Fifo,
+            KIND_SOCKET => NodeKind::Socket,
+            _ => return Err(wrong(id, "an unknown kind")),
+        };
+        Ok(Node {
+            kind,
+            mode: record.mode.get() & 0o7777,
+            uid: record.uid.get(),
+            gid: record.gid.get(),
+            mtime: Timestamp {
+                secs: record.mtime_secs.get(),
+                nanos: record.mtime_nanos.get().min(999_999_999),
+            },
+            nlink: record.nlink.get(),
+            size: record.size.get(),
+            allocated: record.allocated.get(),
+        })
+    }
+
+    /// What `name` leads to in `directory`.
+    pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
+        let names = self.names(directory)?;
+        let (mut low, mut high) = (0, names.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let (found, node) = self.name(directory, &names[middle])?;
+            match found.cmp(name) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => return Ok(Some(node)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The names in `directory` and what they lead to, sorted by their bytes, from the `from`-th on; without `.`
+    /// and `..`.
+    pub fn children(
+        &self,
+        directory: NodeId,
+        from: u64,
+    ) -> Result<impl Iterator<Item = Result<(&[u8], NodeId), TreeError>>, TreeError> {
+        let names = self.names(directory)?;
+        let from = usize::try_from(from).map_or(names.len(), |from| from.min(names.len()));
+        Ok(names[from..].iter().map(move |name| {
+            let (bytes, node) = self.name(directory, name)?;
+            match bytes {
+                b"" | b"." | b".." => Err(wrong(directory, "one of its names is no name")),
+                _ if bytes.len() > NAME_BYTES_LIMIT
+                    || bytes.iter().any(|byte| matches!(byte, 0 | b'/')) =>
+                {
+                    Err(wrong(directory, "one of its names is no name"))
+                }
+                _ => Ok((bytes, node)),
+            }
+        }))
+    }
+
+    /// The directory above `directory`; the root's is the root.
+    pub fn parent(&self, directory: NodeId) -> Result<NodeId, TreeError> {
+        let above = NodeId(self.directory(directory)?.owner.get().into());
+        match self.directory(above) {
+            Ok(_) => Ok(above),
+            Err(_) => Err(wrong(directory, "the directory above it does not exist")),
+        }
+    }
+
+    /// Where a symbolic link points, as written.
+    pub fn link_target(&self, id: NodeId) -> Result<&[u8], TreeError> {
+        let record = self.record(id)?;
+        if record.kind != KIND_SYMLINK {
+            return Err(wrong(id, "not a symbolic link"));
+        }
+        self.stretch(record.place.get(), record.size.get())
+            .ok_or_else(|| wrong(id, "its target lies outside the file"))
+    }
+
+    /// The extended attributes of a node, with their full names, in the order of the layer.
+    pub fn xattrs(&self, id: NodeId) -> Result<Xattrs<'_>, TreeError> {
+        let record = self.record(id)?;
+        self.stretch(record.xattrs_at.get(), record.xattrs_len.get().into())
+            .and_then(xattrs)
+            .ok_or_else(|| wrong(id, "its attributes are damaged"))
+    }
+
+    /// Follows `path` from the root as a process would whose root directory that is: absolute targets of symbolic
+    /// links start there, `..` stops there, the last component is followed, too. Behind a missing name `..` takes
+    /// that name back, so that what is missing can be created.
+    pub fn resolve(&self, path: &[u8]) -> Result<Resolved, TreeError> {
+        resolved(&self, path)
+    }
+
+    /// Every name with its path and what it leads to: each directory before what is in it, names in order, the
+    /// root (an empty path) first. A node comes as often as it has names. Ends after the first error.
+    pub fn walk(&self) -> impl Iterator<Item = Result<(Vec<u8>, NodeId), TreeError>> {
+        Walk::of(self)
+    }
+
+    /// How many names there are in all directories together.
+    pub(super) fn name_count(&self) -> u64 {
+        self.header.names.get().into()
+    }
+
+    fn record(&self, id: NodeId) -> Result<&NodeRecord, TreeError> {
+        let place =
+            id.0.checked_sub(1)
+                .filter(|&place| place < self.node_count());
+        place
+            .and_then(|place| self.records(self.nodes_at, place, 1)?.first())
+            .ok_or_else(|| wrong(id, "no such node"))
+    }
+
+    fn directory(&self, id: NodeId) -> Result<&NodeRecord, TreeError> {
+        let record = self.record(id)?;
+        match record.kind {
+            KIND_DIRECTORY => Ok(record),
+            _ => Err(wrong(id, "not a directory")),
+        }
+    }
+
+    fn names(&self, directory: NodeId) -> Result<&[NameRecord], TreeError> {
+        let record = self.directory(directory)?;
+        let (first, count) = (record.place.get(), u64::from(record.count.get()));
+        let end = first.checked_add(count);
+        end.filter(|&end| end <= self.name_count())
+            .and_then(|_| self.records(self.names_at, first, count))
+            .ok_or_else(|| wrong(directory, "its names lie outside the file"))
+    }
+
+    fn name(&self, directory: NodeId, name: &NameRecord) -> Result<(&[u8], NodeId), TreeError> {
+        let bytes = self
+            .stretch(name.at.get(), name.len.get().into())
+            .ok_or_else(|| wrong(directory, "one of its names lies outside the file"))?;
+        let node = NodeId(name.node.get().into());
+        if node.0 == 0 || node.0 > self.node_count() {
+            return Err(wrong(directory, "one of its names leads to no node"));
+        }
+        Ok((bytes, node))
+    }
+
+    /// `count` records from the `first` one of the part at `at`, which has them: the caller checked its count.
+    fn records<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+        &self,
+        at: usize,
+        first: u64,
+        count: u64,
+    ) -> Option<&[T]> {
+        let at = at + first as usize * size_of::<T>();
+        <[T]>::ref_from_bytes(
+            self.bytes
+                .get(at..)?
+                .get(..count as usize * size_of::<T>())?,
+        )
+        .ok()
+    }
+
+    /// `len` of the bytes that records point into.
+    fn stretch(&self, at: u64, len: u64) -> Option<&[u8]> {
+        let (at, len) = (usize::try_from(at).ok()?, usize::try_from(len).ok()?);
+        self.bytes[self.bytes_at..].get(at..at.checked_add(len)?)
+    }
+}
+
+fn wrong(node: NodeId, problem: &'static str) -> TreeError {
+    TreeError::Node { node, problem }
+}
+
+impl<'a> Paths<'a> for &'a Tree {
+    type Id = NodeId;
+    type Error = TreeError;
+
+    fn root(&self) -> NodeId {
+        NodeId::ROOT
+    }
+
+    fn child(&self, directory: NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
+        self.lookup(directory, name)
+    }
+
+    fn step(&self, id: NodeId) -> Result<Step<'a>, TreeError> {
+        let tree: &'a Tree = self;
+        Ok(match tree.record(id)?.kind {
+            KIND_DIRECTORY => Step::Directory,
+            KIND_SYMLINK => Step::Symlink(tree.link_target(id)?),
+            _ => Step::Other,
+        })
+    }
+
+    fn above(&self, directory: NodeId) -> Result<NodeId, TreeError> {
+        self.parent(directory)
+    }
+}
