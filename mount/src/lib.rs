@@ -13,3 +13,9 @@ pub mod layer;
 pub mod tree;
 
 pub mod fetch;
+
+pub mod image;
+
+pub mod fuse;
+
+pub mod daemon;

@@ -41,11 +41,7 @@ pub struct FuseOptions {
 /// Mounts a FUSE file system at `target` by mount(2). The connection must be served before anything
 /// looks into the mount. Works as root and as root of a user namespace; others get `PermissionDenied`.
 pub fn mount_fuse(target: &Path, options: &FuseOptions) -> io::Result<OwnedFd> {
-    let connection = rustix::fs::open(
-        "/dev/fuse",
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let connection = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let root = rustix::fs::stat(target)?;
     let mut data = format!(
         "fd={},rootmode={:o},user_id={},group_id={},max_read={MAX_READ}",
@@ -171,10 +167,7 @@ fn ended(mut child: Child) -> Result<(bool, String), FusermountError> {
     Ok((status.success(), said))
 }
 
-fn readable_until_end(
-    pipe: &mut std::process::ChildStderr,
-    into: &mut Vec<u8>,
-) -> io::Result<()> {
+fn readable_until_end(pipe: &mut std::process::ChildStderr, into: &mut Vec<u8>) -> io::Result<()> {
     const SAID_LIMIT: usize = 64 << 10;
     let deadline = std::time::Instant::now() + FUSERMOUNT_TIMEOUT;
     let mut buffer = [0; 4096];
@@ -197,7 +190,8 @@ pub fn readable(
 ) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let left = rustix::time::Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let left =
+            rustix::time::Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut polled = [rustix::event::PollFd::from_borrowed_fd(
             from,
             rustix::event::PollFlags::IN,
@@ -247,11 +241,7 @@ pub fn unmount(target: &Path) -> Result<(), FusermountError> {
 
 /// Takes `target`'s topmost mount out of the tree at once; it ends when its last user is gone.
 pub fn detach(target: &Path) -> Result<(), FusermountError> {
-    unmount_with(
-        target,
-        UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-        "-uz",
-    )
+    unmount_with(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH, "-uz")
 }
 
 fn unmount_with(target: &Path, flags: UnmountFlags, option: &str) -> Result<(), FusermountError> {

@@ -42,9 +42,7 @@ pub fn mounts() -> io::Result<Vec<MountEntry>> {
 
 /// The mount that is seen at `target`, which must be absolute and without symbolic links: of several, the last.
 pub fn mounted_on(target: &Path) -> io::Result<Option<MountEntry>> {
-    Ok(mounts()?
-        .into_iter()
-        .rfind(|mount| mount.target == target))
+    Ok(mounts()?.into_iter().rfind(|mount| mount.target == target))
 }
 
 /// Lines that are not as proc(5) says are left out.
