@@ -15,7 +15,3 @@ pub mod tree;
 pub mod fetch;
 
 pub mod image;
-
-pub mod fuse;
-
-pub mod daemon;
