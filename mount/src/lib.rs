@@ -20,3 +20,5 @@ pub mod tree;
 pub mod store;
 
 pub mod fetch;
+
+pub mod image;

@@ -4,6 +4,10 @@
 pub mod account;
 pub mod namespace;
 pub mod process;
+pub mod descriptor;
+pub mod mount;
+pub mod mountinfo;
 mod sealed;
+pub mod signal;
 
 pub use sealed::Sealed;

@@ -1,0 +1,150 @@
+//! The file system, without FUSE: an image's tree with the bytes of its files.
+
+mod additions;
+mod attributes;
+mod path;
+mod read;
+
+use std::sync::Arc;
+
+use crate::fetch::ChunkSource;
+use crate::layer::table::Table;
+use crate::tree::{Node, NodeId, NodeKind, Tree, TreeError};
+
+use additions::Additions;
+pub use attributes::{Attributes, Owners};
+pub use path::{AddError, Added, AdditionKind};
+
+/// An opened image. Answers from memory and from mapped files, but for [`Image::read`].
+///
+/// Beside the sealed tree it can have *additions*: names of empty files and directories that a
+/// program's binds need and the image lacks. Their numbers follow those of the tree.
+pub struct Image {
+    tree: Tree,
+    tables: Vec<Arc<Table>>,
+    chunks: Arc<dyn ChunkSource>,
+    additions: Additions,
+}
+
+/// Places in a directory from here on count its additions; below, the tree's names.
+const ADDITIONS_FROM: u64 = 1 << 62;
+
+impl Image {
+    /// The image that `tree` and the tables of its layers, bottom first, describe, with the bytes in `chunks`.
+    pub fn new(tree: Tree, tables: Vec<Arc<Table>>, chunks: Arc<dyn ChunkSource>) -> Self {
+        let additions = Additions::after(tree.node_count());
+        Self {
+            tree,
+            tables,
+            chunks,
+            additions,
+        }
+    }
+
+    /// What was sealed, without additions.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// The tables of the tree's layers, bottom first.
+    pub fn tables(&self) -> &[Arc<Table>] {
+        &self.tables
+    }
+
+    /// Where the bytes come from.
+    pub fn chunks(&self) -> &Arc<dyn ChunkSource> {
+        &self.chunks
+    }
+
+    /// The file of this number.
+    pub fn node(&self, id: NodeId) -> Result<Node, TreeError> {
+        if let Some(node) = self.additions.node(id) {
+            return Ok(node);
+        }
+        let mut node = self.tree.node(id)?;
+        if matches!(node.kind, NodeKind::Directory) {
+            let added = self.additions.directories_in(id);
+            node.nlink = node.nlink.saturating_add(added);
+        }
+        Ok(node)
+    }
+
+    /// What `name` leads to in `directory`; not for `.` and `..`.
+    pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
+        if !self.additions.contains(directory) {
+            if let Some(id) = self.tree.lookup(directory, name)? {
+                return Ok(Some(id));
+            }
+        }
+        Ok(self.additions.lookup(directory, name))
+    }
+
+    /// Shows the names in `directory` to `each`, without `.` and `..`, from the place `from` (0, or one
+    /// that was given with a name) until it has had enough: with each, what it leads to and the place
+    /// of the next. Places stay valid as long as the image, whatever is added.
+    pub fn children(
+        &self,
+        directory: NodeId,
+        from: u64,
+        mut each: impl FnMut(&[u8], NodeId, u64) -> Enough,
+    ) -> Result<(), TreeError> {
+        if from < ADDITIONS_FROM && !self.additions.contains(directory) {
+            let mut next = from;
+            for child in self.tree.children(directory, from)? {
+                let (name, id) = child?;
+                next += 1;
+                if each(name, id, next) == Enough::Yes {
+                    return Ok(());
+                }
+            }
+        }
+        let mut next = from.max(ADDITIONS_FROM);
+        for (name, id) in self.additions.children(directory, next - ADDITIONS_FROM) {
+            next += 1;
+            if each(&name, id, next) == Enough::Yes {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory above `directory`; the root's is the root.
+    pub fn parent(&self, directory: NodeId) -> Result<NodeId, TreeError> {
+        match self.additions.parent(directory) {
+            Some(parent) => Ok(parent),
+            None => self.tree.parent(directory),
+        }
+    }
+
+    /// Where a symbolic link points, as written.
+    pub fn link_target(&self, id: NodeId) -> Result<&[u8], TreeError> {
+        self.tree.link_target(id)
+    }
+
+    /// Whether any file has extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.tree.has_xattrs()
+    }
+
+    /// The extended attributes of a file, with their full names.
+    pub fn xattrs(&self, id: NodeId) -> Result<Vec<(&[u8], &[u8])>, TreeError> {
+        if self.additions.contains(id) {
+            return Ok(Vec::new());
+        }
+        self.tree.xattrs(id)
+    }
+
+    /// How many files there are.
+    pub fn file_count(&self) -> u64 {
+        self.tree.node_count() + self.additions.count()
+    }
+}
+
+/// Whether one who is shown names wants no more of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enough {
+    /// Also not this last one.
+    Yes,
+    /// More, please.
+    No,
+}

@@ -1,0 +1,303 @@
+//! Mounting and unmounting: mount(2) where the kernel lets us, fusermount3 for a plain user.
+
+use std::ffi::CString;
+use std::io;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg, sockopt,
+};
+
+/// What our mounts are called in mountinfo, in `mount` and in `findmnt`.
+pub const FILE_SYSTEM: &str = "fuse.sifon";
+
+/// Bytes in one read request at most: what the kernel's `fs.fuse.max_pages_limit` allows by default (256 pages).
+pub const MAX_READ: u32 = 1 << 20;
+
+/// How long fusermount3 may take: it only reads a configuration file and calls mount(2), but on a
+/// sick network file system it may hang on the mount point.
+const FUSERMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How an image is mounted. Always read-only.
+#[derive(Clone, Debug, Default)]
+pub struct FuseOptions {
+    /// What mountinfo shows as the mount's source.
+    pub source: String,
+    /// Whether other users may look into the mount; the kernel then checks the image's permission bits.
+    pub allow_other: bool,
+    /// Whether setuid programs of the image change the user.
+    pub suid: bool,
+    /// Whether device files of the image can be opened.
+    pub dev: bool,
+}
+
+/// Mounts a FUSE file system at `target` by mount(2). The connection must be served before anything
+/// looks into the mount. Works as root and as root of a user namespace; others get `PermissionDenied`.
+pub fn mount_fuse(target: &Path, options: &FuseOptions) -> io::Result<OwnedFd> {
+    let connection = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let root = rustix::fs::stat(target)?;
+    let mut data = format!(
+        "fd={},rootmode={:o},user_id={},group_id={},max_read={MAX_READ}",
+        connection.as_raw_fd(),
+        root.st_mode,
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other,default_permissions");
+    }
+    let data = CString::new(data).expect("made of numbers and words");
+    rustix::mount::mount(
+        options.source.as_str(),
+        target,
+        FILE_SYSTEM,
+        flags(options),
+        data.as_c_str(),
+    )?;
+    Ok(connection)
+}
+
+fn flags(options: &FuseOptions) -> MountFlags {
+    let mut flags = MountFlags::RDONLY | MountFlags::NOATIME;
+    flags.set(MountFlags::NOSUID, !options.suid);
+    flags.set(MountFlags::NODEV, !options.dev);
+    flags
+}
+
+/// Why fusermount3 did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum FusermountError {
+    /// The program is not installed.
+    #[error("neither fusermount3 nor fusermount is installed")]
+    Missing,
+    /// It ended without success.
+    #[error("{0}")]
+    Refused(String),
+    /// It could not be talked to.
+    #[error("fusermount3 cannot be run")]
+    Io(#[from] io::Error),
+}
+
+/// Mounts as [`mount_fuse`] does, through the setuid program that lets a plain user do so on a directory
+/// of their own.
+pub fn fusermount(target: &Path, options: &FuseOptions) -> Result<OwnedFd, FusermountError> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(FUSERMOUNT_TIMEOUT))?;
+    let arguments = [
+        "-o".as_ref(),
+        fusermount_options(options).as_ref(),
+        "--".as_ref(),
+        target.as_os_str(),
+    ]
+    .map(std::ffi::OsStr::to_owned);
+    // The program sends the connection over the descriptor that this variable names. As its standard
+    // input it is inherited without taking part in any other descriptor's close-on-exec flag.
+    let child = start_fusermount(|command| {
+        command
+            .args(&arguments)
+            .env("_FUSE_COMMFD", "0")
+            .stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)));
+        Ok(())
+    })?;
+    drop(theirs);
+    let connection = received_descriptor(&ours);
+    let (_, said) = ended(child)?;
+    match connection {
+        Ok(connection) => Ok(connection),
+        Err(_) if !said.is_empty() => Err(FusermountError::Refused(said)),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// Options as fusermount3 reads them: commas and backslashes of a value escaped.
+fn fusermount_options(options: &FuseOptions) -> String {
+    let source = options.source.replace('\\', "\\\\").replace(',', "\\,");
+    let mut text = format!("ro,noatime,subtype=sifon,fsname={source},max_read={MAX_READ}");
+    if !options.suid {
+        text.push_str(",nosuid");
+    }
+    if !options.dev {
+        text.push_str(",nodev");
+    }
+    if options.allow_other {
+        text.push_str(",allow_other,default_permissions");
+    }
+    text
+}
+
+/// Starts fusermount3, or the one of FUSE 2 where only that is installed.
+fn start_fusermount(
+    prepare: impl Fn(&mut Command) -> io::Result<()>,
+) -> Result<Child, FusermountError> {
+    for program in ["fusermount3", "fusermount"] {
+        let mut command = Command::new(program);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        prepare(&mut command)?;
+        match command.spawn() {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            started => return Ok(started?),
+        }
+    }
+    Err(FusermountError::Missing)
+}
+
+/// Waits until the program ends; tells whether it succeeded, and what it said on stderr. The deadline
+/// is for stderr: a program that closes it ends right after, and one that hangs has it open.
+fn ended(mut child: Child) -> Result<(bool, String), FusermountError> {
+    let mut said = Vec::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        if let Err(err) = readable_until_end(&mut stderr, &mut said) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(err.into());
+        }
+    }
+    let status = child.wait()?;
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
+    Ok((status.success(), said))
+}
+
+fn readable_until_end(pipe: &mut std::process::ChildStderr, into: &mut Vec<u8>) -> io::Result<()> {
+    const SAID_LIMIT: usize = 64 << 10;
+    let deadline = std::time::Instant::now() + FUSERMOUNT_TIMEOUT;
+    let mut buffer = [0; 4096];
+    while into.len() < SAID_LIMIT {
+        if !readable(pipe.as_fd(), deadline)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match pipe.read(&mut buffer)? {
+            0 => break,
+            read => into.extend_from_slice(&buffer[..read]),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until `from` has bytes or has ended, or until `deadline`: then the answer is no.
+pub fn readable(
+    from: rustix::fd::BorrowedFd<'_>,
+    deadline: std::time::Instant,
+) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let left =
+            rustix::time::Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut polled = [rustix::event::PollFd::from_borrowed_fd(
+            from,
+            rustix::event::PollFlags::IN,
+        )];
+        match rustix::event::poll(&mut polled, Some(&left)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+}
+
+/// The descriptor that comes with the next message on `socket`.
+fn received_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = loop {
+        match recvmsg(
+            socket,
+            &mut [io::IoSliceMut::new(&mut byte)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
+            Err(rustix::io::Errno::INTR) => {}
+            received => break received?,
+        }
+    };
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other("more than one descriptor came"));
+    }
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+            if let Some(descriptor) = descriptors.next() {
+                return Ok(descriptor);
+            }
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Unmounts `target`, its topmost mount only. Fails with `ResourceBusy` while it is in use.
+pub fn unmount(target: &Path) -> Result<(), FusermountError> {
+    unmount_with(target, UnmountFlags::NOFOLLOW, "-u")
+}
+
+/// Takes `target`'s topmost mount out of the tree at once; it ends when its last user is gone.
+pub fn detach(target: &Path) -> Result<(), FusermountError> {
+    unmount_with(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH, "-uz")
+}
+
+fn unmount_with(target: &Path, flags: UnmountFlags, option: &str) -> Result<(), FusermountError> {
+    match rustix::mount::unmount(target, flags) {
+        Err(rustix::io::Errno::PERM) => {}
+        done => return Ok(done.map_err(io::Error::from)?),
+    }
+    let child = start_fusermount(|command| {
+        command.arg(option).arg("--").arg(target);
+        Ok(())
+    })?;
+    match ended(child)? {
+        (true, _) => Ok(()),
+        (false, said) => Err(FusermountError::Refused(said)),
+    }
+}
+
+/// Lets the kernel read `MAX_READ` bytes ahead on the mount with this device number. INIT cannot ask
+/// for more than 128 KiB; this file can, for those who may write it.
+pub fn raise_readahead((major, minor): (u32, u32)) -> io::Result<()> {
+    std::fs::write(
+        format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"),
+        (MAX_READ >> 10).to_string(),
+    )
+}
+
+/// The process at the other end of a connected socket: its id (0 if it is in another pid namespace)
+/// and its user.
+pub fn peer(socket: &UnixStream) -> io::Result<(u32, u32)> {
+    let credentials = sockopt::socket_peercred(socket)?;
+    let pid = credentials.pid.as_raw_nonzero().get();
+    Ok((u32::try_from(pid).unwrap_or(0), credentials.uid.as_raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_with_commas_stays_one_option() {
+        let options = FuseOptions {
+            source: "oci:/a,b\\c".into(),
+            allow_other: true,
+            ..FuseOptions::default()
+        };
+        assert_eq!(
+            fusermount_options(&options),
+            "ro,noatime,subtype=sifon,fsname=oci:/a\\,b\\\\c,max_read=1048576,nosuid,nodev,\
+             allow_other,default_permissions"
+        );
+    }
+
+    #[test]
+    fn mounting_on_what_is_not_there_is_an_error() {
+        let missing = Path::new("/nonexistent/mountpoint");
+        assert!(mount_fuse(missing, &FuseOptions::default()).is_err());
+        assert!(unmount(missing).is_err());
+    }
+}
