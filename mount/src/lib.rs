@@ -12,6 +12,7 @@ pub mod reference;
 
 pub mod blob;
 pub mod registry;
+pub mod source;
 
 pub mod layer;
 

@@ -1,0 +1,208 @@
+//! Blobs in files: in a directory, or in the members of an archive.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::SourceError;
+use super::archive::Archive;
+use crate::blob::{Blob, BlobError};
+use crate::digest::Digest;
+use crate::extent::PackedOffset;
+
+/// Files under names, such as `blobs/sha256/…`.
+pub(super) enum Place {
+    Directory(PathBuf),
+    Archive(Archive),
+}
+
+/// A stretch of a file: all of it, or one member of an archive.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub(super) file: Arc<File>,
+    pub(super) at: u64,
+    pub(super) len: u64,
+}
+
+impl Place {
+    pub(super) fn directory(path: &Path) -> Self {
+        Self::Directory(path.to_owned())
+    }
+
+    pub(super) fn archive(path: &Path) -> Result<Self, SourceError> {
+        Archive::open(path).map(Self::Archive)
+    }
+
+    /// The directory's or the archive's path, for messages.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) => path,
+            Self::Archive(archive) => archive.path(),
+        }
+    }
+
+    /// The file `name`.
+    pub(super) fn part(&self, name: &str) -> io::Result<Part> {
+        match self {
+            Self::Directory(directory) => {
+                let file = File::open(directory.join(name))?;
+                let metadata = file.metadata()?;
+                if !metadata.is_file() {
+                    return Err(io::Error::other("not a regular file"));
+                }
+                Ok(Part {
+                    len: metadata.len(),
+                    file: Arc::new(file),
+                    at: 0,
+                })
+            }
+            Self::Archive(archive) => archive.part(name.as_bytes()),
+        }
+    }
+
+    /// All bytes of the file `name`, of which there may be at most `limit`.
+    pub(super) fn small(&self, name: &str, limit: usize) -> Result<Bytes, SourceError> {
+        let read = || {
+            let part = self.part(name)?;
+            match usize::try_from(part.len) {
+                Ok(len) if len <= limit => part.bytes(0, len),
+                _ => Err(io::Error::other(format!("it has more than {limit} bytes"))),
+            }
+        };
+        read().map_err(|source| SourceError::File {
+            place: self.path().display().to_string(),
+            problem: format!("{name} cannot be read"),
+            hint: None,
+            source: Some(source),
+        })
+    }
+}
+
+impl Part {
+    /// `len` bytes from `at`, which are within the part.
+    pub(super) fn bytes(&self, at: u64, len: usize) -> io::Result<Bytes> {
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, self.at + at)?;
+        Ok(bytes.into())
+    }
+
+    pub(super) fn reader(&self) -> PartReader {
+        PartReader {
+            part: self.clone(),
+            at: 0,
+        }
+    }
+}
+
+/// Reads a part from its start to its end.
+pub(super) struct PartReader {
+    part: Part,
+    at: u64,
+}
+
+impl Read for PartReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.part.len - self.at;
+        let len = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        if len == 0 {
+            return Ok(0);
+        }
+        let read = self
+            .part
+            .file
+            .read_at(&mut buffer[..len], self.part.at + self.at)?;
+        if read == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file was cut short",
+            ));
+        }
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// A blob whose file is opened when it is first read.
+pub(super) struct FileBlob<F> {
+    digest: Digest,
+    size: u64,
+    /// Path of the layout or archive, for messages.
+    place: PathBuf,
+    find: F,
+    found: OnceLock<Part>,
+}
+
+impl<F: Fn() -> io::Result<Part>> FileBlob<F> {
+    pub(super) fn new(digest: Digest, size: u64, place: PathBuf, find: F) -> Self {
+        Self {
+            digest,
+            size,
+            place,
+            find,
+            found: OnceLock::new(),
+        }
+    }
+
+    fn part(&self) -> Result<&Part, BlobError> {
+        if let Some(part) = self.found.get() {
+            return Ok(part);
+        }
+        let part = (self.find)().map_err(|error| self.refused(&error))?;
+        if part.len != self.size {
+            let (len, size) = (part.len, self.size);
+            return Err(self.wrong(format!(
+                "its file has {len} bytes, the manifest says {size}"
+            )));
+        }
+        Ok(self.found.get_or_init(|| part))
+    }
+
+    fn refused(&self, error: &io::Error) -> BlobError {
+        BlobError::Refused {
+            object: format!("blob {}", self.digest),
+            place: self.place.display().to_string(),
+            answer: error.to_string(),
+            status: None,
+        }
+    }
+
+    fn wrong(&self, problem: String) -> BlobError {
+        BlobError::Wrong {
+            object: format!("blob {} in {}", self.digest, self.place.display()),
+            problem,
+        }
+    }
+}
+
+impl<F: Fn() -> io::Result<Part> + Send + Sync> Blob for FileBlob<F> {
+    fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The deadline cannot be kept on a file system that hangs.
+    fn read(&self, at: PackedOffset, len: usize, _: Instant) -> Result<Bytes, BlobError> {
+        let part = self.part()?;
+        let end = at.0.checked_add(len as u64).filter(|&end| end <= part.len);
+        if end.is_none() {
+            return Err(self.wrong(format!("{len} bytes at {} are not within it", at.0)));
+        }
+        part.bytes(at.0, len).map_err(|error| self.refused(&error))
+    }
+
+    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+        Ok(Box::new(self.part()?.reader()))
+    }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,255 @@
+//! Where an image's bytes come from, whatever kind of reference names it.
+//!
+//! Blocking calls for ordinary threads. Manifests are verified here; blobs by those who read them, except
+//! configurations.
+
+mod archive;
+mod docker;
+mod file;
+mod layout;
+pub mod manifest;
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::blob::{Blob, BlobError};
+use crate::digest::Digest;
+use crate::extent::PackedOffset;
+use crate::reference::Reference;
+use crate::registry::{Platform, Registry, Settings};
+
+use self::docker::DockerArchive;
+use self::file::Place;
+use self::layout::Layout;
+use self::manifest::{CONFIG_BYTES_LIMIT, Descriptor, Document, Manifest, ManifestError};
+
+/// Indexes within indexes that are followed from the top.
+const LEVELS: usize = 3;
+
+/// One image, or one index of images, at its place.
+pub struct Source {
+    kind: Box<dyn Origin>,
+    settings: Settings,
+}
+
+/// What every kind of place can do.
+trait Origin: Send + Sync {
+    fn resolve(&self) -> Result<Digest, SourceError>;
+    fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError>;
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob>;
+}
+
+/// Why a place did not give what was wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The bytes did not come, or not as they should be.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// They came, and are of no use.
+    #[error("{object} cannot be used")]
+    Manifest {
+        /// Which manifest, index or configuration.
+        object: String,
+        /// What is wrong with it.
+        #[source]
+        source: ManifestError,
+    },
+    /// A layout or archive is not what it should be.
+    #[error("{place}: {problem}")]
+    File {
+        /// Its path.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What the user can do, where we know it.
+        hint: Option<String>,
+        /// The system's error, where there was one.
+        #[source]
+        source: Option<std::io::Error>,
+    },
+}
+
+/// An image of the platform that was asked for.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// Its name.
+    pub digest: Digest,
+    /// What it says.
+    pub manifest: Manifest,
+    /// The bytes that it was read from.
+    pub bytes: Bytes,
+}
+
+impl Source {
+    /// The place that `reference` names. No request is made yet; a layout or archive is opened.
+    pub fn open(reference: &Reference, settings: &Settings) -> Result<Self, SourceError> {
+        let kind: Box<dyn Origin> = match reference {
+            Reference::Registry(reference) => Box::new(Registry::new(reference, settings)),
+            Reference::OciLayout { directory, tag } => {
+                Box::new(Layout::open(Place::directory(directory), tag.as_deref())?)
+            }
+            Reference::OciArchive { file, tag } => {
+                Box::new(Layout::open(Place::archive(file)?, tag.as_deref())?)
+            }
+            Reference::DockerArchive { file, tag } => {
+                Box::new(DockerArchive::open(Place::archive(file)?, tag.as_deref())?)
+            }
+        };
+        Ok(Self {
+            kind,
+            settings: settings.clone(),
+        })
+    }
+
+    /// The digest of the manifest or index that the reference means. For a registry: one HEAD, or nothing when the
+    /// reference has a digest.
+    pub fn resolve(&self) -> Result<Digest, SourceError> {
+        self.kind.resolve()
+    }
+
+    /// The bytes of a manifest or index; they match `digest`.
+    pub fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
+        self.kind.manifest(digest)
+    }
+
+    /// The image of the wanted platform below `top`, with requests for what is on the way to it.
+    pub fn image(&self, top: Digest) -> Result<Chosen, SourceError> {
+        image(top, &self.settings.platform, |digest| self.manifest(digest))
+    }
+
+    /// The bytes of a configuration; they match the descriptor.
+    pub fn config(&self, descriptor: &Descriptor) -> Result<Bytes, SourceError> {
+        let object = format!("configuration {}", descriptor.digest);
+        let wrong = |problem: String| BlobError::Wrong {
+            object: object.clone(),
+            problem,
+        };
+        let len = usize::try_from(descriptor.size).unwrap_or(usize::MAX);
+        if len > CONFIG_BYTES_LIMIT {
+            return Err(wrong(format!("{len} bytes are more than any has")).into());
+        }
+        let deadline = Instant::now() + self.settings.timeout;
+        let bytes = self.blob(descriptor).read(PackedOffset(0), len, deadline)?;
+        match Digest::of(&bytes) == descriptor.digest {
+            true => Ok(bytes),
+            false => Err(wrong("its bytes do not match its digest".into()).into()),
+        }
+    }
+
+    /// A blob of the image. Nothing is asked before it is read.
+    pub fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
+        self.kind.blob(descriptor)
+    }
+}
+
+/// The image for `platform` below `top`, with `document` giving the bytes of manifests and indexes by their digest,
+/// from a store or a [`Source`].
+pub fn image(
+    top: Digest,
+    platform: &Platform,
+    mut document: impl FnMut(Digest) -> Result<Bytes, SourceError>,
+) -> Result<Chosen, SourceError> {
+    let mut digest = top;
+    for _ in 0..LEVELS {
+        let bytes = document(digest)?;
+        let unusable = |source| SourceError::Manifest {
+            object: format!("manifest {digest}"),
+            source,
+        };
+        match Document::parse(&bytes).map_err(unusable)? {
+            Document::Index(index) => digest = index.choose(platform).map_err(unusable)?.digest,
+            Document::Manifest(manifest) => {
+                manifest.image_config().map_err(unusable)?;
+                return Ok(Chosen {
+                    digest,
+                    manifest,
+                    bytes,
+                });
+            }
+        }
+    }
+    Err(SourceError::Manifest {
+        object: format!("index {top}"),
+        source: ManifestError::Malformed {
+            what: "the index",
+            problem: format!("it points to indexes more than {} deep", LEVELS - 1),
+        },
+    })
+}
+
+impl Origin for Registry {
+    fn resolve(&self) -> Result<Digest, SourceError> {
+        Ok(Self::resolve(self)?)
+    }
+
+    fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
+        Ok(Self::manifest(self, digest)?)
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
+        Self::blob(self, descriptor.digest, descriptor.size)
+    }
+}
+
+impl SourceError {
+    fn file(place: &std::path::Path, problem: impl Into<String>) -> Self {
+        Self::File {
+            place: place.display().to_string(),
+            problem: problem.into(),
+            hint: None,
+            source: None,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Blob(error) => blob_hint(error),
+            Self::Manifest {
+                source: ManifestError::NotAnImage { hint, .. },
+                ..
+            } => hint.map(Into::into),
+            Self::Manifest {
+                source: ManifestError::NoPlatform { .. },
+                ..
+            } => Some("choose another one with --arch".into()),
+            Self::Manifest { .. } => None,
+            Self::File { hint, .. } => hint.clone(),
+        }
+    }
+}
+
+fn blob_hint(error: &BlobError) -> Option<String> {
+    let login =
+        "give --docker-username and --docker-password, or log in with apptainer, docker or podman";
+    match error {
+        BlobError::Refused { status, .. } => match status {
+            Some(401 | 403) => Some(format!(
+                "check the name; if the image is private, {login} (see --authfile)"
+            )),
+            Some(404) => Some("check the name and the tag".into()),
+            Some(429) => Some(format!(
+                "wait a while; users who log in may ask more often: {login}"
+            )),
+            _ => None,
+        },
+        BlobError::Unreachable { source, .. } => {
+            let chain = chain_of(source.as_deref()?);
+            if chain.contains("InvalidContentType") || chain.contains("corrupt message") {
+                return Some("if the registry speaks plain HTTP, use --no-https".into());
+            }
+            chain.contains("certificate").then(|| {
+                "name the file with the certificate of the registry's authority in SSL_CERT_FILE".into()
+            })
+        }
+        BlobError::Wrong { .. } => None,
+    }
+}
+
+fn chain_of(error: &(dyn Error + 'static)) -> String {
+    let rest = error.source().map(chain_of).unwrap_or_default();
+    format!("{error} {rest}")
+}

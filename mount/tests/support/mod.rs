@@ -1,0 +1,6 @@
+//! What several test programs share: servers to be tested against.
+#![allow(dead_code, missing_docs)]
+
+pub mod faulty;
+pub mod http;
+pub mod real;
