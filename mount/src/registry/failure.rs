@@ -200,7 +200,8 @@ impl Tries {
 /// come back together.
 fn jittered(backoff: Duration, failed: u32) -> Duration {
     use std::hash::{BuildHasher, RandomState};
-    let whole = (backoff * 2u32.saturating_pow(failed.saturating_sub(1).min(10))).min(PAUSE_LIMIT);
+    let doubled = backoff.saturating_mul(2u32.pow(failed.saturating_sub(1).min(10)));
+    let whole = doubled.min(PAUSE_LIMIT);
     // The standard library's only source of randomness.
     let random = RandomState::new().hash_one(failed) as u32;
     whole.mul_f64(0.5 + f64::from(random) / f64::from(u32::MAX) / 2.0)
