@@ -23,12 +23,10 @@ use flate2::bufread::MultiGzDecoder;
 use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest, Sha256};
 use sifon_mount::extent::CHUNK_BYTES;
+use sifon_mount::layer::native::LEVEL;
 
 /// Large enough that calls cost nothing, small enough for the caches.
 const BUFFER_BYTES: usize = 256 << 10;
-
-/// Native chunks' zstd level.
-const LEVEL: i32 = 1;
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 

@@ -5,7 +5,7 @@
 //! proxy 127.0.0.1:0 127.0.0.1:5000 40 200          prints the address it listens on
 //! ```
 //!
-//! Each direction is one line of the given rate, first come, first served, in segments of at most 64 KiB; every
+//! Each direction is one line of the given rate, first come, first served, in segments of a millisecond; every
 //! byte arrives half a round trip after it left, and nothing leaves before the connection is set up, one round trip
 //! after it was asked for. Loss and slow start are not played. Two threads serve a direction of a connection: one
 //! reads when the line has room, the other writes what has arrived.
@@ -17,11 +17,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What one read takes at most: half a millisecond of a line of 1 Gbit/s.
-const SEGMENT_BYTES: usize = 64 << 10;
+/// What one read takes at most, as the time that the line needs for it: short against every delay that
+/// is played, long enough that a fast line costs few wake-ups.
+const SEGMENT: Duration = Duration::from_millis(1);
 
-/// Segments of a connection that may be under way. More than any line here carries in half a round
-/// trip; they end the reading when the other side does not take what arrives.
+/// Segments of a connection that may be under way: a quarter of a second, more than half of any round
+/// trip that is played. They end the reading when the other side does not take what arrives.
 const SEGMENTS_UNDER_WAY: usize = 256;
 
 /// How far the line may be booked ahead, and how much a late thread may catch up: longer than the
@@ -81,6 +82,12 @@ impl Line {
             bytes_per_second,
             booked_until: Mutex::new(Instant::now()),
         }
+    }
+
+    /// At least one.
+    fn bytes_in(&self, time: Duration) -> usize {
+        let bytes = u128::from(self.bytes_per_second) * time.as_micros() / 1_000_000;
+        usize::try_from(bytes.max(1)).expect("a rate in Mbit/s times a millisecond fits")
     }
 
     /// When the last of `len` bytes leaves, if they are ready at `ready`. Books that time.
@@ -162,8 +169,9 @@ fn named(name: &str) -> thread::Builder {
 
 /// Reads as fast as the line takes it. Ends, and so closes the channel, when either side ends.
 fn depart(mut from: TcpStream, direction: &Direction, departures: &SyncSender<Segment>) {
+    let segment_bytes = direction.line.bytes_in(SEGMENT);
     loop {
-        let mut bytes = vec![0; SEGMENT_BYTES];
+        let mut bytes = vec![0; segment_bytes];
         let len = match from.read(&mut bytes) {
             Ok(0) | Err(_) => break,
             Ok(len) => len,

@@ -45,15 +45,15 @@ fn certain_words_stay_in_their_place() {
     {
         let relative = file.strip_prefix(&root).unwrap();
         let code = blanked(&read(&file));
-        for (word, places) in RESERVED {
+        let words = words(&code);
+        for (reserved, places) in RESERVED {
             if places.iter().any(|place| relative.starts_with(place)) {
                 continue;
             }
-            if let Some(line) = lines_with(&code, word).first() {
-                let places = places.join(" and ");
+            if let Some(Word { line, .. }) = words.iter().find(|word| word.text == reserved) {
+                let (file, places) = (file.display(), places.join(" and "));
                 broken.push(format!(
-                    "{}:{line}: `{word}` belongs in {places} only",
-                    file.display()
+                    "{file}:{line}: `{reserved}` belongs in {places} only"
                 ));
             }
         }
@@ -184,14 +184,6 @@ fn first_names(words: &[Word<'_>]) -> Vec<(usize, String)> {
         }
     }
     names
-}
-
-fn lines_with(code: &str, wanted: &str) -> Vec<usize> {
-    words(code)
-        .into_iter()
-        .filter(|word| word.text == wanted)
-        .map(|word| word.line)
-        .collect()
 }
 
 /// A name, `::`, or another single character that is not blank.
