@@ -3,3 +3,5 @@
 pub mod pack;
 
 pub mod container;
+
+pub mod demo;
