@@ -23,3 +23,5 @@ pub mod store;
 pub mod fetch;
 
 pub mod image;
+
+pub mod fuse;

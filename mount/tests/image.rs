@@ -1,4 +1,5 @@
 //! The file system without the kernel.
+#![allow(clippy::unwrap_used)]
 
 mod sample;
 

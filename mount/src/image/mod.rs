@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::fetch::ChunkSource;
 use crate::layer::table::Table;
-use crate::tree::{Node, NodeId, NodeKind, Tree, TreeError};
+use crate::tree::{Node, NodeId, NodeKind, Tree, TreeError, Xattrs};
 
 use additions::Additions;
 pub use attributes::{Attributes, Owners};
@@ -71,10 +71,10 @@ impl Image {
 
     /// What `name` leads to in `directory`; not for `.` and `..`.
     pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
-        if !self.additions.contains(directory) {
-            if let Some(id) = self.tree.lookup(directory, name)? {
-                return Ok(Some(id));
-            }
+        if !self.additions.contains(directory)
+            && let Some(id) = self.tree.lookup(directory, name)?
+        {
+            return Ok(Some(id));
         }
         Ok(self.additions.lookup(directory, name))
     }
@@ -127,7 +127,7 @@ impl Image {
     }
 
     /// The extended attributes of a file, with their full names.
-    pub fn xattrs(&self, id: NodeId) -> Result<Vec<(&[u8], &[u8])>, TreeError> {
+    pub fn xattrs(&self, id: NodeId) -> Result<Xattrs<'_>, TreeError> {
         if self.additions.contains(id) {
             return Ok(Vec::new());
         }

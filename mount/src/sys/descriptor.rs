@@ -40,6 +40,11 @@ pub fn let_go_of_input_and_output() -> io::Result<()> {
     Ok(rustix::stdio::dup2_stdout(&null)?)
 }
 
+/// Puts /dev/null in the place of stdout.
+pub fn let_go_of_output() -> io::Result<()> {
+    Ok(rustix::stdio::dup2_stdout(null()?)?)
+}
+
 /// Puts /dev/null in the place of stderr.
 pub fn let_go_of_stderr() -> io::Result<()> {
     Ok(rustix::stdio::dup2_stderr(null()?)?)

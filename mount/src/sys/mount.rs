@@ -26,9 +26,9 @@ pub const MAX_READ: u32 = 1 << 20;
 const FUSERMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How an image is mounted. Always read-only.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct FuseOptions {
-    /// What mountinfo shows as the mount's source.
+    /// What mountinfo shows as the mount's source. The kernel refuses an empty one.
     pub source: String,
     /// Whether other users may look into the mount; the kernel then checks the image's permission bits.
     pub allow_other: bool,
@@ -36,6 +36,17 @@ pub struct FuseOptions {
     pub suid: bool,
     /// Whether device files of the image can be opened.
     pub dev: bool,
+}
+
+impl Default for FuseOptions {
+    fn default() -> Self {
+        Self {
+            source: "sifon".into(),
+            allow_other: false,
+            suid: false,
+            dev: false,
+        }
+    }
 }
 
 /// Mounts a FUSE file system at `target` by mount(2). The connection must be served before anything
@@ -155,12 +166,12 @@ fn start_fusermount(
 /// is for stderr: a program that closes it ends right after, and one that hangs has it open.
 fn ended(mut child: Child) -> Result<(bool, String), FusermountError> {
     let mut said = Vec::new();
-    if let Some(mut stderr) = child.stderr.take() {
-        if let Err(err) = readable_until_end(&mut stderr, &mut said) {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(err.into());
-        }
+    if let Some(mut stderr) = child.stderr.take()
+        && let Err(err) = readable_until_end(&mut stderr, &mut said)
+    {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(err.into());
     }
     let status = child.wait()?;
     let said = String::from_utf8_lossy(&said).trim().to_owned();
@@ -225,10 +236,10 @@ fn received_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
         return Err(io::Error::other("more than one descriptor came"));
     }
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
-            if let Some(descriptor) = descriptors.next() {
-                return Ok(descriptor);
-            }
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message
+            && let Some(descriptor) = descriptors.next()
+        {
+            return Ok(descriptor);
         }
     }
     Err(io::ErrorKind::UnexpectedEof.into())
