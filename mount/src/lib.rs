@@ -25,3 +25,5 @@ pub mod fetch;
 pub mod image;
 
 pub mod fuse;
+
+pub mod daemon;
