@@ -1,3 +1,7 @@
-//! The command line.
+//! The command line; see [`sifon::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sifon::cli::main()
+}

@@ -63,4 +63,51 @@ pub enum BlobError {
         /// What was wrong with the answer.
         problem: String,
     },
+    /// It would have to be asked for, and the user forbade that.
+    #[error("{object}: not in the store, and --offline forbids to ask for it")]
+    Offline {
+        /// What is missing.
+        object: String,
+    },
+}
+
+/// A blob elsewhere that may not be asked for: every read fails.
+pub struct OfflineBlob {
+    digest: Digest,
+    size: u64,
+}
+
+impl OfflineBlob {
+    /// Stands for the blob of this digest and size.
+    pub fn new(digest: Digest, size: u64) -> Self {
+        Self { digest, size }
+    }
+
+    fn refused(&self) -> BlobError {
+        BlobError::Offline {
+            object: format!("layer {}", self.digest),
+        }
+    }
+}
+
+impl Blob for OfflineBlob {
+    fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, _: PackedOffset, _: usize, _: Instant) -> Result<Bytes, BlobError> {
+        Err(self.refused())
+    }
+
+    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+        Err(self.refused())
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
 }

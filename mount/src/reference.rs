@@ -95,6 +95,19 @@ impl Reference {
         })
     }
 
+    /// The digest that the user named, which decides what the reference means.
+    pub fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Registry(reference) => reference.digest,
+            _ => None,
+        }
+    }
+
+    /// Whether the image is on another machine.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Registry(_))
+    }
+
     fn of_scheme(scheme: &[u8], rest: &[u8]) -> Result<Self, Problem> {
         match scheme {
             b"docker" => {

@@ -2,6 +2,8 @@
 
 mod additions;
 mod attributes;
+mod layers;
+pub mod open;
 mod path;
 mod read;
 

@@ -199,6 +199,9 @@ const CHUNKS_LIMIT: usize = 4 << 20;
 /// gzip bomb of empty entries must end before it fills the disk.
 const ENTRIES_LIMIT: u64 = 8_000_000;
 
+/// Bytes of names, link targets and attributes in one layer at most: a global PAX header repeats its own in every entry.
+const NAMES_BYTES_LIMIT: u64 = 1 << 30;
+
 struct Part {
     file: BufWriter<std::fs::File>,
     records: u64,
@@ -335,8 +338,13 @@ impl TableWriter {
     /// Appends to the names, whose "records" are bytes.
     fn name(&mut self, name: &[u8]) -> io::Result<u32> {
         let len = u32::try_from(name.len()).map_err(|_| io::Error::other("a name is too long"))?;
-        self.names.file.write_all(name)?;
         self.names.records += u64::from(len);
+        if self.names.records > NAMES_BYTES_LIMIT {
+            return Err(io::Error::other(
+                "the layer's names take more than a gigabyte",
+            ));
+        }
+        self.names.file.write_all(name)?;
         Ok(len)
     }
 

@@ -210,10 +210,13 @@ impl Record<'_> {
         }
     }
 
+    /// Attributes that are not empty: an empty PAX record deletes, and what is read from the table of contents
+    /// should be what is read from the tar.
     fn xattrs(&self) -> Result<Attributes, Problem> {
         self.xattrs
             .iter()
             .flatten()
+            .filter(|(_, value)| !value.is_empty())
             .map(|(name, value)| {
                 let value = BASE64
                     .decode(value)

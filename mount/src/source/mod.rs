@@ -245,6 +245,7 @@ fn blob_hint(error: &BlobError) -> Option<String> {
                 "name the file with the certificate of the registry's authority in SSL_CERT_FILE".into()
             })
         }
+        BlobError::Offline { .. } => Some("run it once without --offline".into()),
         BlobError::Wrong { .. } => None,
     }
 }

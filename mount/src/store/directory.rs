@@ -373,7 +373,7 @@ fn is_on_network(path: &Path) -> bool {
         0xCA451A4E, // bcachefs
     ];
     match rustix::fs::statfs(path) {
-        Ok(stat) => !LOCAL.contains(&i64::from(stat.f_type)),
+        Ok(stat) => !LOCAL.contains(&stat.f_type),
         Err(_) => false,
     }
 }

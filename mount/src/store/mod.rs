@@ -96,6 +96,9 @@ pub fn tree_key(layers: &[Digest]) -> Digest {
 /// A manifest, an index or a config at most; what is larger was not written by us.
 const MANIFEST_BYTES_LIMIT: u64 = 8 << 20;
 
+/// A stranger's table is read into memory: one for a million files has 150 MB.
+const STRANGERS_TABLE_BYTES_LIMIT: u64 = 256 << 20;
+
 /// The user's store with the site's behind it.
 pub struct Store {
     own: Directory,
@@ -152,6 +155,19 @@ impl Store {
         let sealed = self.sealed(Name::Table(layer))?;
         let table = Table::open(sealed).ok()?;
         (table.layer() == layer).then_some(table)
+    }
+
+    /// A table that anybody may have written: to be checked against its native file, see
+    /// [`crate::layer::native::accepted`]. It is read into memory, since its owner could cut it short.
+    pub fn strangers_table(&self, layer: Digest) -> Option<Table> {
+        self.directories()
+            .filter(|directory| !directory.is_trusted())
+            .find_map(|directory| {
+                let file = directory.open_file(Name::Table(layer))?;
+                let is_small = file.metadata().ok()?.len() <= STRANGERS_TABLE_BYTES_LIMIT;
+                let table = Table::open(is_small.then(|| Sealed::read(&file))?.ok()?).ok()?;
+                (table.layer() == layer).then_some(table)
+            })
     }
 
     /// The merged tree of the given key, if a trusted directory has it.

@@ -2,11 +2,11 @@
 #![allow(unsafe_code)]
 
 pub mod account;
-pub mod namespace;
-pub mod process;
 pub mod descriptor;
 pub mod mount;
 pub mod mountinfo;
+pub mod namespace;
+pub mod process;
 mod sealed;
 pub mod signal;
 

@@ -89,7 +89,7 @@ impl Records {
         Ok(self)
     }
 
-    /// An empty value leaves the field to the file's own header; an empty attribute is one.
+    /// An empty value leaves the field to the file's own header; an empty attribute is none.
     fn apply(&mut self, keyword: &[u8], value: &[u8]) -> Result<(), &'static str> {
         match keyword {
             b"path" => self.path = name(value)?,
@@ -121,10 +121,15 @@ impl Records {
         }
     }
 
-    /// The last value of a name counts, at the place of the first.
+    /// The last value of a name counts, at the place of the first. An empty one deletes what came before (POSIX,
+    /// pax, "Extended Header"), so that Go's unpackers show no attribute that is empty, and neither do we.
     fn push_xattr(&mut self, name: Vec<u8>, value: Vec<u8>) -> Result<(), &'static str> {
         if name.is_empty() || name.contains(&0) || name.len() > XATTR_NAME_LIMIT {
             return Err("the attribute's name is empty, longer than 255 bytes or contains a NUL");
+        }
+        if value.is_empty() {
+            self.xattrs.retain(|(earlier, _)| *earlier != name);
+            return Ok(());
         }
         if let Some(earlier) = self.xattrs.iter_mut().find(|(earlier, _)| *earlier == name) {
             earlier.1 = value;
@@ -297,16 +302,18 @@ pub(super) mod tests {
             ("LIBARCHIVE.xattr.user.%C3%A4", b"AAH/"),
             ("LIBARCHIVE.xattr.user.short", b"AA"),
             ("SCHILY.xattr.user.empty", b"last"),
+            ("SCHILY.xattr.user.deleted", b"first"),
+            ("SCHILY.xattr.user.deleted", b""),
             ("comment", b"nothing"),
         ])
         .unwrap();
         assert_eq!(records.path.as_deref(), Some(&b"\xff=\n"[..]));
         let xattrs: [(&[u8], &[u8]); 5] = [
             (b"user.bytes", value),
-            (b"user.empty", b"last"),
             (b"user.a=b%c%20", b"1"),
             (b"user.\xc3\xa4", b"\0\x01\xff"),
             (b"user.short", b"\0"),
+            (b"user.empty", b"last"),
         ];
         let read: Vec<_> = records
             .xattrs

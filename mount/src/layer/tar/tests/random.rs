@@ -7,7 +7,7 @@ use super::*;
 /// A member of a random archive: what to write, and what must be read.
 fn any_member() -> impl Strategy<Value = (Vec<u8>, Entry, Vec<u8>)> {
     let name = prop::collection::vec("[a-z\u{80}-\u{ff}]{1,40}", 1..8).prop_map(|c| c.join("/"));
-    let value = prop::collection::vec(any::<u8>(), 0..600);
+    let value = prop::collection::vec(any::<u8>(), 1..600);
     let xattrs = prop::collection::btree_map("user\\.[a-z]{1,9}", value, 0..3);
     let content = prop_oneof![
         4 => prop::collection::vec(any::<u8>(), 0..2000),

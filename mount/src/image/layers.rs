@@ -1,0 +1,326 @@
+//! One layer on its way to a table and a place for its chunks.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::open::{OnProgress, OpenError, Opener, Progress};
+use crate::digest::Digest;
+use crate::fetch::{LayerChunks, Origin, Restream};
+use crate::layer::native::{Blueprint, Compressors, ConvertError, accepted, convert};
+use crate::layer::table::{Table, TableWriter};
+use crate::layer::zstd_chunked::{self, Toc};
+use crate::source::manifest::Descriptor;
+use crate::store::{Draft, Name};
+
+/// A layer as the manifest and the config describe it.
+pub(super) struct Layer<'a> {
+    pub descriptor: &'a Descriptor,
+    diff_id: Digest,
+    format: Format,
+}
+
+/// How a layer becomes readable.
+enum Format {
+    /// Its table of contents is fetched; chunks follow when they are read.
+    ZstdChunked(Toc),
+    /// A tar stream, compressed or not, that is streamed once.
+    Tar,
+}
+
+impl<'a> Layer<'a> {
+    pub fn new(descriptor: &'a Descriptor, diff_id: Digest) -> Result<Self, OpenError> {
+        let layer = descriptor.digest;
+        if let Some(problem) = unreadable(descriptor) {
+            return Err(OpenError::Format { layer, problem });
+        }
+        let format = match zstd_chunked::promised(&descriptor.annotations) {
+            Ok(promised) => promised.map_or(Format::Tar, Format::ZstdChunked),
+            Err(err) => {
+                tracing::warn!(%layer, error = %err, "the layer is read whole");
+                Format::Tar
+            }
+        };
+        Ok(Self {
+            descriptor,
+            diff_id,
+            format,
+        })
+    }
+
+    fn digest(&self) -> Digest {
+        self.descriptor.digest
+    }
+
+    fn blueprint(&self) -> Blueprint {
+        Blueprint {
+            layer: self.digest(),
+            packed_len: self.descriptor.size,
+            diff_id: self.diff_id,
+        }
+    }
+}
+
+/// Formats that we know by name only, and what to do about them.
+fn unreadable(descriptor: &Descriptor) -> Option<String> {
+    let media_type = descriptor.media_type.as_str();
+    let has = |prefix: &str| {
+        descriptor
+            .annotations
+            .keys()
+            .any(|key| key.starts_with(prefix))
+    };
+    let advice = "ask its publisher for the plain image, which most registries keep beside it";
+    if media_type.ends_with("+encrypted") {
+        return Some("it is encrypted, which sifon cannot read".into());
+    }
+    if media_type.contains("nydus") || has("containerd.io/snapshot/nydus-") {
+        return Some(format!(
+            "it is in nydus format, which sifon cannot read: {advice}"
+        ));
+    }
+    if has("containerd.io/snapshot/overlaybd/") {
+        return Some(format!(
+            "it is in overlaybd format, which sifon cannot read: {advice}"
+        ));
+    }
+    if media_type.ends_with(".squashfs") || media_type.ends_with(".ext3") {
+        return Some(format!(
+            "it is of an OCI-SIF ({media_type}), which sifon cannot read"
+        ));
+    }
+    None
+}
+
+/// The layers of one image that are ready, and the threads that compress for those that are not yet.
+#[derive(Default)]
+pub(super) struct Readiness {
+    layers: Mutex<Vec<Arc<LayerChunks>>>,
+    compressors: OnceLock<Compressors>,
+}
+
+impl Readiness {
+    /// The layer of this blob, once [`Opener::make_ready`] has seen to it.
+    pub fn layer(&self, digest: Digest) -> Option<Arc<LayerChunks>> {
+        self.layers
+            .lock()
+            .iter()
+            .find(|layer| layer.table().layer() == digest)
+            .cloned()
+    }
+}
+
+impl Opener<'_> {
+    /// Sees to it that the chunks of `layer` can be read.
+    pub(super) fn make_ready(
+        &self,
+        layer: &Layer<'_>,
+        ready: &Readiness,
+        progress: &OnProgress,
+    ) -> Result<(), OpenError> {
+        let kept = self.kept(layer).or_else(|| self.accepted(layer));
+        let (table, native) = match (kept, &layer.format) {
+            (Some(kept), _) => kept,
+            (None, Format::ZstdChunked(toc)) => match self.table_of(layer, toc)? {
+                Some(table) => (table, None),
+                None => self.streamed(layer, ready, progress)?,
+            },
+            (None, Format::Tar) => self.streamed(layer, ready, progress)?,
+        };
+        let origin = match native {
+            Some(file) => Origin::Native(file, self.restream(layer)),
+            None => self.seekable(layer)?,
+        };
+        ready
+            .layers
+            .lock()
+            .push(Arc::new(LayerChunks::new(Arc::new(table), origin)));
+        Ok(())
+    }
+
+    /// What the store has of a layer, if that is all it needs.
+    fn kept(&self, layer: &Layer<'_>) -> Option<(Table, Option<File>)> {
+        let table = self.store.table(layer.digest())?;
+        let native = self.store.native(layer.digest());
+        // A layer that has a table of contents may have been streamed all the same, if that was not usable.
+        let is_whole = native.is_some() || matches!(layer.format, Format::ZstdChunked(_));
+        is_whole.then_some((table, native))
+    }
+
+    /// A layer that somebody else streamed, checked here, with a table of our own.
+    fn accepted(&self, layer: &Layer<'_>) -> Option<(Table, Option<File>)> {
+        if !matches!(layer.format, Format::Tar) {
+            return None;
+        }
+        let theirs = self.store.strangers_table(layer.digest())?;
+        let native = self.store.native(layer.digest())?;
+        let scratch = self.store.scratch();
+        match accepted(layer.blueprint(), &theirs, &native, &scratch) {
+            Ok(writer) => Some((self.sealed(layer.digest(), writer).ok()?, Some(native))),
+            Err(err) => {
+                tracing::warn!(layer = %layer.digest(), error = %err, "another user's layer is not used");
+                None
+            }
+        }
+    }
+
+    /// How the layer is streamed again when its native file turns out to be damaged.
+    fn restream(&self, layer: &Layer<'_>) -> Restream {
+        let blueprint = layer.blueprint();
+        let blob = self.blob(layer.descriptor);
+        let store = Arc::clone(self.store);
+        Box::new(move || {
+            let draft = store.draft().or_else(|_| store.nameless_draft())?;
+            let compressors = Compressors::start();
+            convert(
+                blueprint,
+                blob.stream()?,
+                draft.file()?,
+                &store.scratch(),
+                &compressors,
+            )?;
+            Ok(store.seal(draft, Name::Native(blueprint.layer))?)
+        })
+    }
+
+    fn seekable(&self, layer: &Layer<'_>) -> Result<Origin, OpenError> {
+        let blob = self.blob(layer.descriptor);
+        if !blob.is_remote() {
+            return Ok(Origin::Local(blob));
+        }
+        let copy = self.store.packed(layer.digest(), layer.descriptor.size);
+        Ok(Origin::Remote(
+            blob,
+            copy.map_err(|source| self.unwritable(source))?,
+        ))
+    }
+
+    /// The table of a layer that has a table of contents: one request. `None` if that is not usable: the layer is
+    /// still a tar stream.
+    fn table_of(&self, layer: &Layer<'_>, toc: &Toc) -> Result<Option<Table>, OpenError> {
+        let digest = layer.digest();
+        let blob = self.blob(layer.descriptor);
+        let deadline = Instant::now() + self.options.registry.timeout;
+        let packed = blob
+            .read(toc.position, toc.packed_len as usize, deadline)
+            .map_err(|source| OpenError::Blob {
+                layer: digest,
+                source,
+            })?;
+        let mut writer = TableWriter::in_directory(&self.store.scratch())
+            .map_err(|source| self.unwritable(source))?;
+        match zstd_chunked::table(toc, &packed, layer.descriptor.size, &mut writer) {
+            Ok(()) => self.sealed(digest, writer).map(Some),
+            Err(err) => {
+                let error = &err as &dyn std::error::Error;
+                tracing::warn!(layer = %digest, error, "the layer is read whole");
+                Ok(None)
+            }
+        }
+    }
+
+    /// A layer that is streamed once; when the store has no room, into a file that ends with the process.
+    fn streamed(
+        &self,
+        layer: &Layer<'_>,
+        ready: &Readiness,
+        progress: &OnProgress,
+    ) -> Result<(Table, Option<File>), OpenError> {
+        let compressors = ready.compressors.get_or_init(Compressors::start);
+        let streamed = self
+            .store
+            .draft()
+            .map_err(|source| self.unwritable(source))
+            .and_then(|draft| self.streamed_into(draft, layer, compressors, progress));
+        match streamed {
+            Err(OpenError::Convert(ConvertError::Write { source, .. })) => {
+                tracing::warn!(
+                    store = %self.store.directory().display(),
+                    error = %source,
+                    "the store cannot keep the layer: it is kept until the image is unmounted"
+                );
+                let draft = self.store.nameless_draft();
+                let draft = draft.map_err(|source| self.unwritable(source))?;
+                self.streamed_into(draft, layer, compressors, progress)
+            }
+            streamed => streamed,
+        }
+    }
+
+    fn streamed_into(
+        &self,
+        draft: Draft,
+        layer: &Layer<'_>,
+        compressors: &Compressors,
+        progress: &OnProgress,
+    ) -> Result<(Table, Option<File>), OpenError> {
+        let digest = layer.digest();
+        progress(Progress::Started {
+            layer: digest,
+            bytes: layer.descriptor.size,
+        });
+        let blob = self.blob(layer.descriptor);
+        let stream = blob.stream().map_err(|source| OpenError::Blob {
+            layer: digest,
+            source,
+        })?;
+        let packed = Counted {
+            stream,
+            layer: digest,
+            progress: Arc::clone(progress),
+        };
+        let file = draft.file().map_err(|source| self.unwritable(source))?;
+        let scratch = self.store.scratch();
+        let writer = convert(
+            layer.blueprint(),
+            Box::new(packed),
+            file,
+            &scratch,
+            compressors,
+        )?;
+        let native = self
+            .store
+            .seal(draft, Name::Native(digest))
+            .map_err(|err| self.unwritable(err))?;
+        let table = self.sealed(digest, writer)?;
+        progress(Progress::Finished { layer: digest });
+        Ok((table, Some(native)))
+    }
+
+    fn sealed(&self, layer: Digest, writer: TableWriter) -> Result<Table, OpenError> {
+        let sealed = self
+            .store
+            .sealed_with(Name::Table(layer), |to| writer.finish(layer, to));
+        Ok(Table::open(
+            sealed.map_err(|source| self.unwritable(source))?,
+        )?)
+    }
+
+    pub(super) fn unwritable(&self, source: io::Error) -> OpenError {
+        OpenError::Store {
+            store: self.store.directory().display().to_string(),
+            source,
+        }
+    }
+}
+
+/// A blob's stream that tells how much of it came.
+struct Counted {
+    stream: Box<dyn Read + Send>,
+    layer: Digest,
+    progress: OnProgress,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.stream.read(buffer)?;
+        (self.progress)(Progress::Received {
+            layer: self.layer,
+            bytes: len as u64,
+        });
+        Ok(len)
+    }
+}

@@ -1,0 +1,382 @@
+//! From a reference to an image that can be read: manifest, layers, tree.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::Image;
+use super::layers::{Layer, Readiness};
+use crate::blob::{Blob, BlobError, OfflineBlob};
+use crate::digest::Digest;
+use crate::fetch::{Chunks, LayerChunks};
+use crate::layer::native::ConvertError;
+use crate::layer::table::{Table, TableError};
+use crate::reference::Reference;
+use crate::registry;
+use crate::source::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
+use crate::source::{self, Source, SourceError};
+use crate::store::{self, ImageRecord, Lease, Name, Store};
+use crate::tree::{self, MergeError, Tree, TreeError};
+
+/// Layers that stream at once: enough to fill the network while two of them wait for a disk, few enough that
+/// their buffers stay within the memory we promise.
+const LAYERS_AT_ONCE: usize = 6;
+
+/// A tag is asked for again after this long.
+const TAG_AGE: Duration = Duration::from_secs(600);
+
+/// What to ask, and what not.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Options {
+    /// How to reach registries.
+    pub registry: registry::Settings,
+    /// Make no request at all.
+    pub offline: bool,
+    /// Ask what a tag names even if that was asked a moment ago.
+    pub refresh: bool,
+}
+
+/// An image that can be read, and what it says of itself.
+pub struct Opened {
+    /// The file system.
+    pub image: Arc<Image>,
+    /// What the manifest and the config say.
+    pub description: Description,
+    /// Keeps the image in the store while it is open.
+    pub lease: Option<Lease>,
+}
+
+/// An image's documents.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// What the reference named: an index or the manifest.
+    pub top: Digest,
+    /// The chosen manifest.
+    pub manifest_digest: Digest,
+    /// The chosen manifest.
+    pub manifest: Manifest,
+    /// The image's config.
+    pub config: ImageConfig,
+}
+
+/// What happens while an image is opened; sizes in packed bytes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Progress {
+    /// A layer has to be read whole.
+    Started {
+        /// The layer's blob.
+        layer: Digest,
+        /// Its size.
+        bytes: u64,
+    },
+    /// More of it came.
+    Received {
+        /// The layer's blob.
+        layer: Digest,
+        /// How many bytes since the last time.
+        bytes: u64,
+    },
+    /// It is in the store.
+    Finished {
+        /// The layer's blob.
+        layer: Digest,
+    },
+}
+
+/// Who is told; called from several threads.
+pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Why an image cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A document or a blob cannot be had.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A document is not what it should be.
+    #[error("{reference}: the image's description is not usable")]
+    Manifest {
+        /// What was asked for.
+        reference: String,
+        /// What is wrong.
+        #[source]
+        source: ManifestError,
+    },
+    /// A layer's blob cannot be read.
+    #[error("layer {layer}: cannot be read")]
+    Blob {
+        /// The layer.
+        layer: Digest,
+        /// What the source said.
+        #[source]
+        source: BlobError,
+    },
+    /// A layer is in a format that is not ours to read.
+    #[error("layer {layer}: {problem}")]
+    Format {
+        /// The layer.
+        layer: Digest,
+        /// Which format, and what to do instead.
+        problem: String,
+    },
+    /// A layer cannot be converted.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// A table that was just written cannot be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The layers contradict each other.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// The tree is damaged.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The disk failed.
+    #[error("store {store}: cannot be written to")]
+    Store {
+        /// Where it is.
+        store: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Opens the image that `reference` names. Returns when all of it can be read: seekable layers at once, others when
+/// they have streamed. `progress` is called from several threads.
+pub fn open(
+    reference: &Reference,
+    options: &Options,
+    store: &Arc<Store>,
+    progress: &OnProgress,
+) -> Result<Opened, OpenError> {
+    let opener = Opener::new(reference, options, store)?;
+    let description = opener.description()?;
+    let layers = opener.layers(&description, progress)?;
+    let (key, tree) = opener.tree(&layers)?;
+    let tables: Vec<Arc<Table>> = layers
+        .iter()
+        .map(|layer| Arc::clone(layer.table()))
+        .collect();
+    let record = ImageRecord {
+        reference: reference.to_string(),
+        manifest: description.manifest_digest,
+        documents: [description.top, description.manifest.config.digest].into(),
+        layers: tables.iter().map(|table| table.layer()).collect(),
+        tree: key,
+    };
+    let lease = store.lease(&record);
+    store.evict(store.budget(), false);
+    let image = Image::new(tree, tables, Arc::new(Chunks::new(layers)));
+    Ok(Opened {
+        image: Arc::new(image),
+        description,
+        lease,
+    })
+}
+
+/// What the image that `reference` names says of itself; no layer is read.
+pub fn describe(
+    reference: &Reference,
+    options: &Options,
+    store: &Arc<Store>,
+) -> Result<Description, OpenError> {
+    Opener::new(reference, options, store)?.description()
+}
+
+pub(super) struct Opener<'a> {
+    reference: &'a Reference,
+    pub(super) options: &'a Options,
+    pub(super) store: &'a Arc<Store>,
+    source: Source,
+}
+
+impl<'a> Opener<'a> {
+    fn new(
+        reference: &'a Reference,
+        options: &'a Options,
+        store: &'a Arc<Store>,
+    ) -> Result<Self, OpenError> {
+        let source = Source::open(reference, &options.registry)?;
+        Ok(Self {
+            reference,
+            options,
+            store,
+            source,
+        })
+    }
+
+    fn description(&self) -> Result<Description, OpenError> {
+        let top = self.resolved()?;
+        let platform = &self.options.registry.platform;
+        let chosen = source::image(top, platform, |digest| self.document(digest))?;
+        let config = ImageConfig::parse(self.config(&chosen.manifest.config)?)
+            .map_err(|source| self.unusable(source))?;
+        let (layers, diff_ids) = (chosen.manifest.layers.len(), config.diff_ids.len());
+        if layers != diff_ids {
+            return Err(self.unusable(ManifestError::Malformed {
+                what: "the config",
+                problem: format!("it names {diff_ids} layers, the manifest {layers}"),
+            }));
+        }
+        Ok(Description {
+            top,
+            manifest_digest: chosen.digest,
+            manifest: chosen.manifest,
+            config,
+        })
+    }
+
+    fn unusable(&self, source: ManifestError) -> OpenError {
+        OpenError::Manifest {
+            reference: self.reference.to_string(),
+            source,
+        }
+    }
+
+    /// What the reference names now, or named a moment ago.
+    fn resolved(&self) -> Result<Digest, OpenError> {
+        if !self.reference.is_remote() {
+            return Ok(self.source.resolve()?);
+        }
+        if let Some(digest) = self.reference.digest() {
+            return Ok(digest);
+        }
+        let name = self.reference.to_string();
+        let age = if self.options.offline {
+            Duration::MAX
+        } else {
+            TAG_AGE
+        };
+        let asks_again = self.options.refresh && !self.options.offline;
+        if !asks_again && let Some(digest) = self.store.tag(&name, age) {
+            return Ok(digest);
+        }
+        if self.options.offline {
+            let object = format!("what {name} means");
+            return Err(SourceError::Blob(BlobError::Offline { object }).into());
+        }
+        let digest = self.source.resolve()?;
+        self.store.remember_tag(&name, digest);
+        Ok(digest)
+    }
+
+    fn document(&self, digest: Digest) -> Result<Bytes, SourceError> {
+        let ask = || self.source.manifest(digest);
+        self.kept_or(digest, "manifest", ask)
+    }
+
+    fn config(&self, descriptor: &Descriptor) -> Result<Bytes, SourceError> {
+        let ask = || self.source.config(descriptor);
+        self.kept_or(descriptor.digest, "configuration", ask)
+    }
+
+    /// A document from the store, or from the source for next time.
+    fn kept_or(
+        &self,
+        digest: Digest,
+        what: &str,
+        ask: impl FnOnce() -> Result<Bytes, SourceError>,
+    ) -> Result<Bytes, SourceError> {
+        if let Some(bytes) = self.store.manifest(digest) {
+            return Ok(bytes.into());
+        }
+        if self.is_offline() {
+            return Err(BlobError::Offline {
+                object: format!("{what} {digest}"),
+            }
+            .into());
+        }
+        let bytes = ask()?;
+        self.store.keep_manifest(digest, &bytes);
+        Ok(bytes)
+    }
+
+    /// Whether nothing may be asked for that would have to be.
+    pub(super) fn is_offline(&self) -> bool {
+        self.options.offline && self.reference.is_remote()
+    }
+
+    /// A layer's blob; where no request may be made, one that says so.
+    pub(super) fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
+        if self.is_offline() {
+            return Arc::new(OfflineBlob::new(descriptor.digest, descriptor.size));
+        }
+        self.source.blob(descriptor)
+    }
+
+    /// All layers, readable. Those that must be streamed start with the largest.
+    fn layers(
+        &self,
+        description: &Description,
+        progress: &OnProgress,
+    ) -> Result<Vec<Arc<LayerChunks>>, OpenError> {
+        let layers: Vec<Layer<'_>> = description
+            .manifest
+            .layers
+            .iter()
+            .zip(&description.config.diff_ids)
+            .map(|(descriptor, &diff_id)| Layer::new(descriptor, diff_id))
+            .collect::<Result<_, _>>()?;
+        let mut queue: Vec<&Layer<'_>> = layers.iter().collect();
+        queue.sort_by_key(|layer| layer.descriptor.size);
+        // The same layer twice in an image is one piece of work.
+        let mut seen = BTreeSet::new();
+        queue.retain(|layer| seen.insert(layer.descriptor.digest));
+
+        let threads = LAYERS_AT_ONCE.min(queue.len());
+        let queue = Mutex::new(queue);
+        let ready = Readiness::default();
+        let failure = Mutex::new(None);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while failure.lock().is_none() {
+                        let Some(layer) = queue.lock().pop() else {
+                            break;
+                        };
+                        if let Err(err) = self.make_ready(layer, &ready, progress) {
+                            failure.lock().get_or_insert(err);
+                        }
+                    }
+                });
+            }
+        });
+        match failure.into_inner() {
+            Some(err) => Err(err),
+            None => Ok(layers
+                .iter()
+                .map(|layer| ready.layer(layer.descriptor.digest))
+                .map(|layer| layer.expect("no layer failed, so all are ready"))
+                .collect()),
+        }
+    }
+
+    /// The merged tree and its name, from the store or made now.
+    fn tree(&self, layers: &[Arc<LayerChunks>]) -> Result<(Digest, Tree), OpenError> {
+        let tables: Vec<&Table> = layers.iter().map(|layer| &**layer.table()).collect();
+        let digests: Vec<Digest> = tables.iter().map(|table| table.layer()).collect();
+        let key = store::tree_key(&digests);
+        if let Some(tree) = self.store.tree(key)
+            && tree.layers().is_ok_and(|layers| layers == digests)
+        {
+            return Ok((key, tree));
+        }
+        let mut merged = Ok(());
+        let sealed = self.store.sealed_with(Name::Tree(key), |to| {
+            merged = tree::merge(&tables, to);
+            merged
+                .as_ref()
+                .map_err(|_| io::Error::other("the layers cannot be merged"))
+                .copied()
+        });
+        merged?;
+        let tree = Tree::open(sealed.map_err(|source| self.unwritable(source))?)?;
+        Ok((key, tree))
+    }
+}

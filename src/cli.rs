@@ -1,0 +1,186 @@
+//! The command line: what can be said, and which command does it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use sifon_mount::image::open::Options;
+use sifon_mount::registry::{self, Credentials, Platform, Secret};
+use sifon_mount::store;
+
+use crate::command::{cache, hint, mount, umount};
+use crate::output::{Verbosity, fatal};
+use crate::setting::{Context, Settings, byte_count, default_store, environment};
+
+/// What Singularity exits with when it could not do what was asked; a program's own status passes through.
+const FATAL: u8 = 255;
+
+/// What Singularity exits with when it was asked wrongly.
+const USAGE: u8 = 1;
+
+/// Container images as directories, at once and without root
+///
+/// sifon shows an image from a registry as a directory, fetching only the bytes that are read, runs programs in
+/// it, and packs it into a SIF file for Singularity and Apptainer.
+///
+/// An image is named as Singularity names it:
+///
+///   docker://python:3.11                     from Docker Hub
+///   docker://ghcr.io/owner/name@sha256:…     from another registry, by digest
+///   oci:DIR[:TAG]  oci-archive:FILE  docker-archive:FILE
+#[derive(Debug, Parser)]
+#[command(name = "sifon", version, verbatim_doc_comment)]
+struct Cli {
+    #[command(flatten)]
+    settings: SettingArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(mount::Args),
+    Umount(umount::Args),
+    Cache(cache::Args),
+    #[command(hide = true, name = mount::SERVE_VERB)]
+    ServeMount,
+    #[command(hide = true, name = mount::WATCH_VERB)]
+    WatchMount,
+}
+
+/// Options of every command.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct SettingArgs {
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with_all = ["verbose", "debug"])]
+    quiet: bool,
+    /// Say what is decided and why
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Say everything
+    #[arg(short, long, global = true)]
+    debug: bool,
+    /// Where to keep what was fetched; also $SIFON_STORE
+    #[arg(long, global = true, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// How much to keep at most, such as 20G [default: 10G or a quarter of the free space]
+    #[arg(long, global = true, value_name = "BYTES", value_parser = byte_count)]
+    store_size: Option<u64>,
+    /// Make no request at all: use what the store has
+    #[arg(long, global = true)]
+    offline: bool,
+    /// Ask what a tag names even if that was asked less than ten minutes ago
+    #[arg(long, global = true)]
+    refresh: bool,
+    /// Processor architecture of the image [default: this machine's]
+    #[arg(long, global = true, value_name = "ARCH")]
+    arch: Option<String>,
+    /// Variant of the architecture, such as v7 of arm
+    #[arg(long, global = true, value_name = "VARIANT")]
+    arch_variant: Option<String>,
+    /// User name at the registry; also $SIFON_DOCKER_USERNAME and Singularity's variables
+    #[arg(long, global = true, value_name = "NAME", requires = "docker_password")]
+    docker_username: Option<String>,
+    /// Password or token at the registry; better in $SIFON_DOCKER_PASSWORD, where nobody sees it
+    #[arg(
+        long,
+        global = true,
+        value_name = "PASSWORD",
+        requires = "docker_username"
+    )]
+    docker_password: Option<String>,
+    /// File with credentials, as `docker login` writes it
+    #[arg(long, global = true, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+    /// Speak plain HTTP with the registry, as is done with those on this machine
+    #[arg(long, global = true)]
+    no_https: bool,
+    /// Trust this certificate authority too (PEM); may be repeated
+    #[arg(long, global = true, value_name = "FILE")]
+    ca_file: Vec<PathBuf>,
+    /// How many connections to open at once
+    #[arg(long, global = true, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
+    connections: u8,
+    /// How long to try before a read fails, in seconds
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..))]
+    timeout: u16,
+}
+
+impl SettingArgs {
+    fn resolved(self) -> Settings {
+        let verbosity = match (self.quiet, self.verbose, self.debug) {
+            (true, ..) => Verbosity::Quiet,
+            (_, _, true) => Verbosity::Debug,
+            (_, true, _) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        };
+        let mut registry = registry::Settings::from_environment();
+        if let Some(architecture) = &self.arch {
+            registry.platform = Platform::linux(architecture, self.arch_variant.as_deref());
+        }
+        if let (Some(username), Some(password)) = (self.docker_username, self.docker_password) {
+            registry.credentials = Some(Credentials {
+                username,
+                password: Secret(password),
+            });
+        }
+        registry.authfile = self.authfile.or(registry.authfile);
+        registry.plain_http |= self.no_https;
+        registry.ca_files.extend(self.ca_file);
+        registry.connections = self.connections.into();
+        registry.timeout = Duration::from_secs(self.timeout.into());
+        let site = environment(&["SIFON_SITE_STORES"]).unwrap_or_default();
+        Settings {
+            store: store::Settings {
+                directory: self.store.unwrap_or_else(default_store),
+                site_directories: std::env::split_paths(&site).collect(),
+                budget: self.store_size,
+                ..store::Settings::default()
+            },
+            open: Options {
+                registry,
+                offline: self.offline,
+                refresh: self.refresh,
+            },
+            verbosity,
+        }
+    }
+}
+
+/// Does what the command line says; the status is Singularity's.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(err) => {
+            // Fails only where the terminal is gone.
+            let _ = err.print();
+            return if err.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    // These processes have their settings from the one that started them.
+    match cli.command {
+        Command::ServeMount => return mount::serve(),
+        Command::WatchMount => {
+            sifon_mount::daemon::watch();
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
+    let context = Context::new(cli.settings.resolved());
+    let done = match &cli.command {
+        Command::Mount(args) => mount::run(&context, args),
+        Command::Umount(args) => umount::run(args),
+        Command::Cache(args) => cache::run(&context, args),
+        Command::ServeMount | Command::WatchMount => unreachable!("served above"),
+    };
+    done.unwrap_or_else(|err| {
+        fatal(&*err, hint(&err).as_deref());
+        ExitCode::from(FATAL)
+    })
+}

@@ -1,0 +1,129 @@
+//! `sifon cache`: what the store keeps.
+
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::Subcommand;
+use serde_json::json;
+use sifon_mount::store::ImageUse;
+
+use crate::output::{bytes, short};
+use crate::setting::{Context, Error};
+
+/// Show or shrink what is kept of images
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List the images in the store, most recently used first
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove images that are not mounted, or as many as make the store fit a size
+    ///
+    /// Images that are mounted somewhere are kept. Prints how much was freed.
+    Clean {
+        /// Stop when the store takes this much at most, such as 5G; without it everything unused goes
+        #[arg(long, value_name = "BYTES", value_parser = crate::setting::byte_count)]
+        to: Option<u64>,
+        /// Only say what would be removed
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Lists or cleans.
+pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
+    match args.verb {
+        Verb::List { json } => list(context, json),
+        Verb::Clean { to, dry_run, json } => clean(context, to, dry_run, json),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(context: &Context, json: bool) {
+    let store = context.store();
+    let images = store.images();
+    let (used, budget) = (store.used_bytes(), store.budget());
+    if json {
+        let images: Vec<_> = images.iter().map(as_json).collect();
+        let store_path = store.directory().to_string_lossy();
+        println!(
+            "{}",
+            json!({"store": store_path, "used_bytes": used, "budget_bytes": budget, "images": images})
+        );
+        return;
+    }
+    println!(
+        "{:<12}  {:>10}  {:>9}  {:<6}  IMAGE",
+        "MANIFEST", "SIZE", "LAST USE", "IN USE"
+    );
+    for image in &images {
+        println!(
+            "{:<12}  {:>10}  {:>9}  {:<6}  {}",
+            short(image.record.manifest),
+            bytes(image.bytes),
+            ago(image.last_used),
+            if image.is_in_use { "yes" } else { "no" },
+            image.record.reference,
+        );
+    }
+    println!(
+        "{} of {} used in {}",
+        bytes(used),
+        bytes(budget),
+        store.directory().display()
+    );
+}
+
+fn as_json(image: &ImageUse) -> serde_json::Value {
+    let since_epoch = image.last_used.duration_since(SystemTime::UNIX_EPOCH);
+    json!({
+        "reference": image.record.reference,
+        "manifest": image.record.manifest,
+        "bytes": image.bytes,
+        "last_used": since_epoch.map_or(0, |since| since.as_secs()),
+        "in_use": image.is_in_use,
+    })
+}
+
+fn clean(context: &Context, to: Option<u64>, dry_run: bool, json: bool) {
+    let evicted = context.store().evict(to.unwrap_or(0), dry_run);
+    if json {
+        println!(
+            "{}",
+            json!({"images": evicted.images, "bytes": evicted.bytes, "dry_run": dry_run})
+        );
+    } else {
+        let verb = if dry_run {
+            "would be removed"
+        } else {
+            "removed"
+        };
+        println!(
+            "{} images {verb}, {} freed",
+            evicted.images,
+            bytes(evicted.bytes)
+        );
+    }
+}
+
+/// How long ago, in the largest unit that fits.
+fn ago(at: SystemTime) -> String {
+    let seconds = at.elapsed().unwrap_or_default().as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}

@@ -1,0 +1,21 @@
+//! One file for each verb: what it takes, what it prints. The work is elsewhere.
+
+pub mod cache;
+pub mod mount;
+pub mod umount;
+
+use sifon_mount::daemon::UnmountError;
+use sifon_mount::reference::ParseReferenceError;
+
+use crate::setting::Error;
+
+/// What the user can do about an error.
+pub fn hint(error: &Error) -> Option<String> {
+    if let Some(err) = error.downcast_ref::<ParseReferenceError>() {
+        return err.hint().map(str::to_owned);
+    }
+    if let Some(err) = error.downcast_ref::<UnmountError>() {
+        return err.hint();
+    }
+    mount::hint(error)
+}

@@ -1,0 +1,34 @@
+//! `sifon umount`: the end of a mount.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use sifon_mount::daemon;
+
+use crate::setting::Error;
+
+/// Unmount an image
+///
+/// Waits until it is gone and its process has ended. When somebody uses it, says who.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where it is mounted
+    #[arg(required = true)]
+    directories: Vec<PathBuf>,
+    /// Detach it now, even if it is used; it ends with its last user
+    #[arg(short, long)]
+    lazy: bool,
+}
+
+/// Unmounts one after another.
+pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    for directory in &args.directories {
+        let ended = if args.lazy {
+            daemon::detach(directory)
+        } else {
+            daemon::unmount(directory)
+        };
+        ended?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,176 @@
+//! What the user sees: data on stdout, messages and progress on stderr.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use sifon_mount::digest::Digest;
+use sifon_mount::image::open::{OnProgress, Progress};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// How much a user wants to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Verbosity {
+    /// Errors only.
+    Quiet,
+    /// Warnings, state changes, progress.
+    #[default]
+    Normal,
+    /// Also what is decided and why.
+    Verbose,
+    /// Everything, of the libraries too.
+    Debug,
+}
+
+impl Verbosity {
+    fn filter(self) -> &'static str {
+        match self {
+            Self::Quiet => "off",
+            Self::Normal => "sifon=info,sifon_mount=info",
+            Self::Verbose => "sifon=debug,sifon_mount=debug",
+            Self::Debug => "trace",
+        }
+    }
+}
+
+/// Where messages and progress go.
+#[derive(Clone, Debug)]
+pub struct Output {
+    verbosity: Verbosity,
+    is_terminal: bool,
+}
+
+impl Output {
+    /// Sends messages of this process to stderr from now on.
+    pub fn start(verbosity: Verbosity) -> Self {
+        let filter = tracing_subscriber::EnvFilter::new(verbosity.filter());
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr)
+            .event_format(SingularityFormat)
+            .finish();
+        // Fails only where a test has set its own.
+        let _ = tracing::subscriber::set_global_default(subscriber);
+        Self {
+            verbosity,
+            is_terminal: io::stderr().is_terminal(),
+        }
+    }
+
+    /// Shows progress bars on a terminal, and nothing elsewhere.
+    pub fn progress(&self) -> OnProgress {
+        if !self.is_terminal || self.verbosity == Verbosity::Quiet {
+            return Arc::new(|_| {});
+        }
+        let bars = Bars::default();
+        Arc::new(move |progress| bars.show(progress))
+    }
+}
+
+/// Bars by layer; a layer whose work is over has none.
+#[derive(Default)]
+struct Bars {
+    screen: MultiProgress,
+    layers: Mutex<HashMap<Digest, ProgressBar>>,
+}
+
+impl Bars {
+    fn show(&self, progress: Progress) {
+        let mut layers = self.layers.lock().expect("drawing does not panic");
+        match progress {
+            Progress::Started { layer, bytes } => {
+                let template = "{prefix} [{bar:30}] {bytes:>10}/{total_bytes:10} {binary_bytes_per_sec:>12} {eta:>4}";
+                let style = ProgressStyle::with_template(template)
+                    .expect("the template is well-formed")
+                    .progress_chars("=> ");
+                let bar = ProgressBar::new(bytes)
+                    .with_style(style)
+                    .with_prefix(short(layer));
+                if let Some(earlier) = layers.insert(layer, self.screen.add(bar)) {
+                    earlier.finish_and_clear();
+                }
+            }
+            Progress::Received { layer, bytes } => {
+                if let Some(bar) = layers.get(&layer) {
+                    bar.inc(bytes);
+                }
+            }
+            Progress::Finished { layer } => {
+                if let Some(bar) = layers.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+}
+
+/// Enough of a digest to tell layers apart.
+pub fn short(digest: Digest) -> String {
+    digest.hex()[..12].to_owned()
+}
+
+/// Bytes as people read them.
+pub fn bytes(count: u64) -> String {
+    indicatif::HumanBytes(count).to_string()
+}
+
+/// Prints what went wrong and every cause once, then what the user can do about it.
+pub fn fatal(error: &(dyn Error + 'static), hint: Option<&str>) {
+    let mut stderr = io::stderr().lock();
+    // Nothing can be said where stderr is closed.
+    let _ = writeln!(stderr, "FATAL:   {}", Chain(error));
+    if let Some(hint) = hint {
+        let _ = writeln!(stderr, "INFO:    {hint}");
+    }
+}
+
+/// An error with its causes, joined by colons.
+pub struct Chain<'a>(pub &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// Messages as Singularity prints them: the level in nine columns, then the text.
+struct SingularityFormat;
+
+impl<S, N> FormatEvent<S, N> for SingularityFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = match *event.metadata().level() {
+            Level::ERROR => "ERROR:",
+            Level::WARN => "WARNING:",
+            Level::INFO => "INFO:",
+            Level::DEBUG => "VERBOSE:",
+            Level::TRACE => "DEBUG:",
+        };
+        write!(writer, "{level:<9}")?;
+        context
+            .field_format()
+            .format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
