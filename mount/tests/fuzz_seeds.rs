@@ -13,6 +13,8 @@ mod inflate;
 mod name;
 #[path = "../fuzz/bodies/tar.rs"]
 mod tar;
+#[path = "../fuzz/bodies/tree.rs"]
+mod tree;
 
 /// Runs `body` over the seeds of the fuzz target `target` and their neighbours.
 fn run_near_seeds(target: &str, body: fn(&[u8])) {
@@ -65,4 +67,9 @@ fn no_neighbour_of_a_name_seed_breaks_the_parser() {
 #[test]
 fn no_neighbour_of_a_tar_seed_breaks_the_reader() {
     run_near_seeds("tar", tar::run);
+}
+
+#[test]
+fn no_neighbour_of_a_tree_seed_breaks_the_reader() {
+    run_near_seeds("tree", tree::run);
 }

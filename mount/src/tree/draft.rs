@@ -3,10 +3,9 @@
 //! A node keeps only where its entry stands; attributes stay in the layers' tables until the tree is sealed.
 //! What is removed leaves its records behind: their number is bounded by the layers' entries.
 
-use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::format::DEPTH_LIMIT;
 
@@ -70,9 +69,18 @@ pub(super) struct Draft {
     nodes: Vec<Node>,
     names: Vec<Name>,
     bytes: Vec<u8>,
-    /// Finds names by directory and bytes. Keyed afresh in each draft, so that no image can be made to collide.
+    /// Finds names by directory and bytes. Keyed afresh in each process, so that no image can be made to collide.
     index: HashTable<u32>,
-    hashes: RandomState,
+    hashes: DefaultHashBuilder,
+}
+
+/// What became of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    /// There was none before.
+    Added,
+    /// It led elsewhere before, or to the same.
+    Replaced,
 }
 
 /// Why a draft does not take one more name.
@@ -91,7 +99,7 @@ impl Draft {
             names: Vec::new(),
             bytes: Vec::new(),
             index: HashTable::new(),
-            hashes: RandomState::new(),
+            hashes: DefaultHashBuilder::default(),
         };
         draft.nodes.push(Node {
             names: 1,
@@ -128,6 +136,19 @@ impl Draft {
         }
     }
 
+    /// Whether `path` is that of `directory` itself, without links.
+    pub fn has_path(&self, mut directory: NodeIndex, path: &[u8]) -> bool {
+        let mut names = path.rsplit(|&byte| byte == b'/');
+        while directory != Self::ROOT {
+            let name = self.nodes[directory.0 as usize].name;
+            if names.next() != Some(self.bytes(name)) {
+                return false;
+            }
+            directory = self.above(directory);
+        }
+        path.is_empty() || names.next().is_none()
+    }
+
     /// The node that `name` leads to.
     pub fn node(&self, name: NameIndex) -> NodeIndex {
         self.name(name).node
@@ -155,12 +176,7 @@ impl Draft {
 
     /// The name of these bytes in `directory`.
     pub fn find(&self, directory: NodeIndex, bytes: &[u8]) -> Option<NameIndex> {
-        let hash = hash(&self.hashes, directory, bytes);
-        let found = self.index.find(hash, |&place| {
-            let name = NameIndex(place);
-            self.name(name).directory == directory && self.bytes(name) == bytes
-        });
-        found.copied().map(NameIndex)
+        self.find_hashed(hash_of(&self.hashes, directory, bytes), directory, bytes)
     }
 
     /// A node that no name leads to yet.
@@ -186,29 +202,30 @@ impl Draft {
         directory: NodeIndex,
         bytes: &[u8],
         node: NodeIndex,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Put, Refusal> {
         let depth = self.nodes[directory.0 as usize].depth + 1;
         if self.shape(node) == Shape::Directory && depth > DEPTH_LIMIT {
             return Err("more than 4096 directories inside each other");
         }
-        let name = match self.find(directory, bytes) {
+        let hash = hash_of(&self.hashes, directory, bytes);
+        let (name, put) = match self.find_hashed(hash, directory, bytes) {
             Some(name) => {
                 self.nodes[node.0 as usize].names += 1;
                 let replaced = std::mem::replace(&mut self.names[name.0 as usize].node, node);
                 self.release(replaced);
-                name
+                (name, Put::Replaced)
             }
             None => {
-                let name = self.add_name(directory, bytes, node)?;
+                let name = self.add_name(hash, directory, bytes, node)?;
                 self.nodes[node.0 as usize].names += 1;
-                name
+                (name, Put::Added)
             }
         };
         if self.shape(node) == Shape::Directory {
             let node = &mut self.nodes[node.0 as usize];
             (node.name, node.depth) = (name, depth);
         }
-        Ok(())
+        Ok(put)
     }
 
     /// Takes `name` away, and what it leads to unless other names do, too.
@@ -246,6 +263,14 @@ impl Draft {
         &self.names[name.0 as usize]
     }
 
+    fn find_hashed(&self, hash: u64, directory: NodeIndex, bytes: &[u8]) -> Option<NameIndex> {
+        let found = self.index.find(hash, |&place| {
+            let name = NameIndex(place);
+            self.name(name).directory == directory && self.bytes(name) == bytes
+        });
+        found.copied().map(NameIndex)
+    }
+
     /// Counts one name of `node` less.
     fn release(&mut self, node: NodeIndex) {
         self.nodes[node.0 as usize].names -= 1;
@@ -256,6 +281,7 @@ impl Draft {
 
     fn add_name(
         &mut self,
+        hash: u64,
         directory: NodeIndex,
         bytes: &[u8],
         node: NodeIndex,
@@ -288,17 +314,16 @@ impl Draft {
             len,
         });
         let (names, all_bytes, hashes) = (&self.names, &self.bytes, &self.hashes);
-        self.index
-            .insert_unique(hash(hashes, directory, bytes), place, |&place| {
-                let name = &names[place as usize];
-                let bytes = &all_bytes[name.at as usize..][..usize::from(name.len)];
-                hash(hashes, name.directory, bytes)
-            });
+        self.index.insert_unique(hash, place, |&place| {
+            let name = &names[place as usize];
+            let bytes = &all_bytes[name.at as usize..][..usize::from(name.len)];
+            hash_of(hashes, name.directory, bytes)
+        });
         Ok(name)
     }
 
     fn unlink(&mut self, name: NameIndex) {
-        let hash = hash(&self.hashes, self.name(name).directory, self.bytes(name));
+        let hash = hash_of(&self.hashes, self.name(name).directory, self.bytes(name));
         if let Ok(found) = self.index.find_entry(hash, |&place| place == name.0) {
             found.remove();
         }
@@ -338,7 +363,7 @@ fn fields(origin: Origin) -> (u16, u32) {
     }
 }
 
-fn hash(hashes: &RandomState, directory: NodeIndex, bytes: &[u8]) -> u64 {
+fn hash_of(hashes: &DefaultHashBuilder, directory: NodeIndex, bytes: &[u8]) -> u64 {
     let mut hasher = hashes.build_hasher();
     hasher.write_u32(directory.0);
     hasher.write(bytes);

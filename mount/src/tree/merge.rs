@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::io::{self, Write};
 
-use super::draft::{Draft, NameIndex, NodeIndex, Origin, Refusal, Shape};
+use super::draft::{Draft, NameIndex, NodeIndex, Origin, Put, Refusal, Shape};
 use super::resolve::{Paths, Resolved, Step, resolved};
 use super::seal::seal;
 use crate::digest::Digest;
@@ -46,6 +46,7 @@ pub fn merge(layers: &[&Table], to: &mut impl Write) -> Result<(), MergeError> {
     let mut merging = Merging {
         layers,
         draft: Draft::new(),
+        last: None,
     };
     for layer in 0..count {
         merging.hide(layer)?;
@@ -57,6 +58,9 @@ pub fn merge(layers: &[&Table], to: &mut impl Write) -> Result<(), MergeError> {
 struct Merging<'a> {
     layers: &'a [&'a Table],
     draft: Draft,
+    /// The directory that an entry before was in, and its own path, which no link is part of: most layers list
+    /// directory by directory. Holds until something is hidden or replaced.
+    last: Option<(&'a [u8], NodeIndex)>,
 }
 
 /// What keeps an entry out of the tree.
@@ -91,6 +95,7 @@ impl<'a> Merging<'a> {
         if hiding.is_empty() {
             return Ok(());
         }
+        self.last = None;
         let replaced = self.replaced_links(layer)?;
         for entry in hiding {
             self.hide_one(&entry, &replaced)
@@ -182,7 +187,7 @@ impl<'a> Merging<'a> {
             return Ok(());
         }
         let node = self.draft.add_node(origin, shape)?;
-        Ok(self.draft.put(directory, name, node)?)
+        self.put(directory, name, node)
     }
 
     /// Gives what is at `target` at this moment another name.
@@ -204,11 +209,31 @@ impl<'a> Merging<'a> {
         };
         let (above, name) = split(path);
         let directory = self.directory(above)?;
-        Ok(self.draft.put(directory, name, node)?)
+        self.put(directory, name, node)
+    }
+
+    fn put(&mut self, directory: NodeIndex, name: &[u8], node: NodeIndex) -> Result<(), Obstacle> {
+        if self.draft.put(directory, name, node)? == Put::Replaced {
+            self.last = None;
+        }
+        Ok(())
     }
 
     /// The directory that `path` leads to; what is missing of it is created without attributes of its own.
     fn directory(&mut self, path: &'a [u8]) -> Result<NodeIndex, Obstacle> {
+        if let Some((last, directory)) = self.last
+            && last == path
+        {
+            return Ok(directory);
+        }
+        let directory = self.found_or_implied(path)?;
+        if self.draft.has_path(directory, path) {
+            self.last = Some((path, directory));
+        }
+        Ok(directory)
+    }
+
+    fn found_or_implied(&mut self, path: &'a [u8]) -> Result<NodeIndex, Obstacle> {
         let (mut directory, missing) = match resolved(&self.paths(&HashSet::new()), path)? {
             Resolved::Found(node) if self.draft.shape(node) == Shape::Directory => {
                 return Ok(node);
@@ -223,7 +248,7 @@ impl<'a> Merging<'a> {
         };
         for name in missing.split(|&byte| byte == b'/') {
             let implied = self.draft.add_node(Origin::Implied, Shape::Directory)?;
-            self.draft.put(directory, name, implied)?;
+            self.put(directory, name, implied)?;
             directory = implied;
         }
         Ok(directory)

@@ -162,6 +162,21 @@ fn links_in_an_entry_s_directory_are_followed_inside_the_tree() {
 }
 
 #[test]
+fn a_link_through_a_missing_name_is_followed_anew_for_each_entry() {
+    let layers = [vec![
+        dir("d"),
+        symlink("l", "d/no/.."),
+        file("l/a"),
+        symlink("l/no", "/e/f"),
+        file("l/b"),
+    ]];
+    assert_eq!(
+        names(&layers),
+        ["d/", "d/a", "d/no -> /e/f", "e/", "e/b", "l -> d/no/.."]
+    );
+}
+
+#[test]
 fn an_entry_that_no_file_system_could_hold_is_named_with_its_layer() {
     let layer = digest("layer 1");
     let lower = vec![file("f"), dir("d"), symlink("l", "l"), symlink("to-f", "f")];
