@@ -12,6 +12,7 @@ use sifon_mount::fuse::{self, View};
 use sifon_mount::image::{AddError, AdditionKind, Image, Owners};
 use sifon_mount::reference::Reference;
 
+use crate::container;
 use crate::container::bind::{self, BindRequest};
 use crate::container::environment::{Sources, Variables};
 use crate::container::identity::Identity;
@@ -68,9 +69,19 @@ fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
     // It starts while this process finds out the rest.
     let server = Server::start(SERVER)?;
     let identity = Identity::of_caller()?;
-    let directory = std::env::current_dir().ok().filter(|directory| directory.is_absolute());
-    let options = Options { binds, is_without_home: args.no_home, directory: args.pwd.clone() };
-    let host = Host { identity: &identity, directory: directory.as_deref(), kind_of: &kind_of };
+    let directory = std::env::current_dir()
+        .ok()
+        .filter(|directory| directory.is_absolute());
+    let options = Options {
+        binds,
+        is_without_home: args.no_home,
+        directory: args.pwd.clone(),
+    };
+    let host = Host {
+        identity: &identity,
+        directory: directory.as_deref(),
+        kind_of: &kind_of,
+    };
     let plan = plan::plan(&options, &host)?;
     let environment = Sources {
         host: std::env::vars_os()
@@ -79,7 +90,10 @@ fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
         image: Variables::new(),
         asked: assignments(&args.env)?,
         is_clean: args.cleanenv,
-        home: plan.home.as_deref().map(|home| home.as_os_str().as_bytes().to_vec()),
+        home: plan
+            .home
+            .as_deref()
+            .map(|home| home.as_os_str().as_bytes().to_vec()),
         name: name_of(text).into(),
         container: text.into(),
         bind: bind_text,
@@ -97,14 +111,19 @@ fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
 
 fn kind_of(path: &Path) -> Option<TargetKind> {
     let found = fs::metadata(path).ok()?;
-    Some(if found.is_dir() { TargetKind::Directory } else { TargetKind::File })
+    Some(if found.is_dir() {
+        TargetKind::Directory
+    } else {
+        TargetKind::File
+    })
 }
 
 /// The binds of the command line, then those of the environment; also as one text.
 fn binds(args: &Args) -> Result<(Vec<BindRequest>, Vec<u8>), Error> {
     let mut texts = args.bind.clone();
     for suffix in ["BIND", "BINDPATH"] {
-        let variables = ["SIFON", "APPTAINER", "SINGULARITY"].map(|prefix| format!("{prefix}_{suffix}"));
+        let variables =
+            ["SIFON", "APPTAINER", "SINGULARITY"].map(|prefix| format!("{prefix}_{suffix}"));
         texts.extend(variables.iter().find_map(std::env::var_os));
     }
     texts.retain(|text| !text.is_empty());
@@ -127,7 +146,9 @@ fn assignments(texts: &[OsString]) -> Result<Variables, Error> {
                     value.push(b',');
                     value.extend_from_slice(piece);
                 }
-                (None, _) => return Err(format!("--env {}: expected NAME=VALUE", text.display()).into()),
+                (None, _) => {
+                    return Err(format!("--env {}: expected NAME=VALUE", text.display()).into());
+                }
             }
             is_first = false;
         }
@@ -139,7 +160,9 @@ fn named(piece: &[u8]) -> Option<(&[u8], &[u8])> {
     let equals = piece.iter().position(|&byte| byte == b'=')?;
     let (name, value) = (&piece[..equals], &piece[equals + 1..]);
     let is_name = name.first().is_some_and(|byte| !byte.is_ascii_digit())
-        && name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+        && name
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
     is_name.then_some((name, value))
 }
 
@@ -163,7 +186,7 @@ fn prepared(
     privilege: Privilege,
 ) -> Result<Prepared, Refusal> {
     shown(request, connection, privilege).map_err(|error| {
-        let hint = crate::cli::hint(&error);
+        let hint = super::hint(&error);
         Refusal { error, hint }
     })
 }
@@ -174,7 +197,11 @@ fn shown(request: Request, connection: OwnedFd, privilege: Privilege) -> Result<
     let context = Context::new(settings);
     let opened = context.open(&request.reference.parse()?)?;
     // Before the kernel has asked for anything, so that it has nothing to forget.
-    let targets = request.targets.iter().map(|target| placed(&opened.image, target)).collect();
+    let targets = request
+        .targets
+        .iter()
+        .map(|target| placed(&opened.image, target))
+        .collect();
     let owners = match privilege {
         Privilege::Root => Owners::AsInImage,
         Privilege::User => Owners::Caller {
@@ -182,16 +209,24 @@ fn shown(request: Request, connection: OwnedFd, privilege: Privilege) -> Result<
             gid: rustix::process::getegid().as_raw(),
         },
     };
-    let view = View { owners, timeout, ..View::default() };
+    let view = View {
+        owners,
+        timeout,
+        ..View::default()
+    };
     let served = fuse::serve(opened.image.clone(), connection, view)?;
     let config = &opened.description.config;
     let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
     let ready = Ready {
         targets,
-        environment: config.env.iter().filter_map(|line| split(line.as_bytes())).collect(),
+        environment: config
+            .env
+            .iter()
+            .filter_map(|line| split(line.as_bytes()))
+            .collect(),
         entrypoint: bytes(&config.entrypoint),
         command: bytes(&config.cmd),
-        working_directory: config.working_dir.clone().unwrap_or_default().into_bytes(),
+        working_directory: config.working_dir.clone().into_bytes(),
     };
     let session = Box::new(move || {
         // An error here means that the connection was cut; whoever reads from it is told.
@@ -237,6 +272,14 @@ fn found(image: &Image, target: &Target) -> Result<Option<Vec<u8>>, AddError> {
     Ok(Some(image.add(&target.path, kind)?.path))
 }
 
+/// What the user can do about an error of a container.
+pub fn hint(error: &Error) -> Option<String> {
+    error
+        .downcast_ref::<container::Error>()?
+        .hint()
+        .map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,7 +290,9 @@ mod tests {
             let texts: Vec<OsString> = texts.iter().map(OsString::from).collect();
             assignments(&texts).map(|list| {
                 let text = |bytes| String::from_utf8(bytes).unwrap();
-                list.into_iter().map(|(name, value)| (text(name), text(value))).collect::<Vec<_>>()
+                list.into_iter()
+                    .map(|(name, value)| (text(name), text(value)))
+                    .collect::<Vec<_>>()
             })
         };
         for (texts, expected) in [
@@ -256,8 +301,10 @@ mod tests {
             (&["A=1,2,B=x=y"], &[("A", "1,2"), ("B", "x=y")]),
             (&["A=", "B=a, b"], &[("A", ""), ("B", "a, b")]),
         ] {
-            let expected: Vec<(String, String)> =
-                expected.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            let expected: Vec<(String, String)> = expected
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect();
             assert_eq!(list(texts).unwrap(), expected);
         }
         for texts in [&["A"][..], &["=1"], &["1=2"], &["A=1", "B"]] {

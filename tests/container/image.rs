@@ -12,8 +12,8 @@ const BUSYBOX: &str = "/bin/busybox";
 
 /// Names under which busybox is called in tests.
 const APPLETS: [&str; 16] = [
-    "sh", "cat", "ls", "id", "env", "pwd", "echo", "kill", "stat", "test", "touch", "sleep", "readlink",
-    "mkdir", "true", "false",
+    "sh", "cat", "ls", "id", "env", "pwd", "echo", "kill", "stat", "test", "touch", "sleep",
+    "readlink", "mkdir", "true", "false",
 ];
 
 /// An image that is being made.
@@ -41,7 +41,10 @@ impl ImageBuilder {
             eprintln!("skipped: {BUSYBOX} is missing (Debian package busybox-static)");
             return None;
         };
-        let mut image = Self { layer: tar::Builder::new(Vec::new()), config: json!({}) };
+        let mut image = Self {
+            layer: tar::Builder::new(Vec::new()),
+            config: json!({}),
+        };
         image.file("bin/busybox", &busybox, 0o755);
         for name in APPLETS {
             image.link(&format!("bin/{name}"), "busybox");

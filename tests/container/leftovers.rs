@@ -10,7 +10,9 @@ use crate::machine::{complaint, machines, started};
 
 #[test]
 fn the_server_goes_when_the_last_process_of_the_program_does() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
         // The program ends, its child stays, and so does the image.
@@ -23,16 +25,23 @@ fn the_server_goes_when_the_last_process_of_the_program_does() {
         assert_eq!(machine.servers().len(), 1);
         stdin.write_all(b"go on\n").unwrap();
         machine.wait_for_all();
-        assert!(fs::read_to_string(machine.directory().join("grown")).unwrap().starts_with("root:"));
+        assert!(
+            fs::read_to_string(machine.directory().join("grown"))
+                .unwrap()
+                .starts_with("root:")
+        );
     }
 }
 
 #[test]
 fn a_killed_program_takes_everything_with_it() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
-        let (mut child, _) = started(&mut machine.exec(&image, &[], &["sh", "-c", "echo up; exec cat"]));
+        let (mut child, _) =
+            started(&mut machine.exec(&image, &[], &["sh", "-c", "echo up; exec cat"]));
         let servers = machine.servers();
         assert_eq!(servers.len(), 1);
         child.kill().unwrap();
@@ -44,7 +53,9 @@ fn a_killed_program_takes_everything_with_it() {
 
 #[test]
 fn readers_of_a_killed_servers_image_get_an_error_at_once() {
-    let Some(mut image) = ImageBuilder::new() else { return };
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
     image.file("late", b"never read", 0o644);
     let image = image.finish();
     for machine in machines() {
@@ -57,7 +68,12 @@ fn readers_of_a_killed_servers_image_get_an_error_at_once() {
         }
         child.stdin.take().unwrap().write_all(b"\n").unwrap();
         let mut said = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
         assert!(!child.wait().unwrap().success());
         machine.wait_for_all();
     }
@@ -96,7 +112,11 @@ fn a_server_that_dies_while_it_opens_the_image_is_an_error() {
         }
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(255));
-        assert!(complaint(&output).contains("server ended"), "{}", complaint(&output));
+        assert!(
+            complaint(&output).contains("server ended"),
+            "{}",
+            complaint(&output)
+        );
         machine.wait_for_all();
     }
 }
@@ -105,23 +125,44 @@ fn a_server_that_dies_while_it_opens_the_image_is_an_error() {
 fn an_image_that_cannot_be_opened_is_fatal_and_leaves_nothing() {
     for machine in machines() {
         let mut command = machine.program(env!("CARGO_BIN_EXE_sifon"));
-        let output = command.args(["exec", "oci:/nonesuch", "true"]).output().unwrap();
+        let output = command
+            .args(["exec", "oci:/nonesuch", "true"])
+            .output()
+            .unwrap();
         assert_eq!(output.status.code(), Some(255));
         let said = complaint(&output);
-        assert!(said.starts_with("FATAL:   ") && said.contains("/nonesuch"), "{said}");
+        assert!(
+            said.starts_with("FATAL:   ") && said.contains("/nonesuch"),
+            "{said}"
+        );
         machine.wait_for_all();
     }
 }
 
 #[test]
 fn where_user_namespaces_are_off_the_error_names_the_setting() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines().into_iter().filter(|machine| !machine.is_root()) {
         let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
         let mut command = machine.program("unshare");
-        command.args(["-U", "--map-current-user", "--keep-caps", "sh", "-c", script, "sh"]);
-        command.args([env!("CARGO_BIN_EXE_sifon"), "exec", &image.reference(), "true"]);
+        command.args([
+            "-U",
+            "--map-current-user",
+            "--keep-caps",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ]);
+        command.args([
+            env!("CARGO_BIN_EXE_sifon"),
+            "exec",
+            &image.reference(),
+            "true",
+        ]);
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(255), "{output:?}");
         let said = complaint(&output);

@@ -92,7 +92,11 @@ impl Machine {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let mark = format!("{}-{count}", std::process::id());
-        Self { caller, directory, mark }
+        Self {
+            caller,
+            directory,
+            mark,
+        }
     }
 
     /// Whether the caller is the machine's root.
@@ -131,7 +135,10 @@ impl Machine {
         command
             .arg(program)
             .env(MARK, &self.mark)
-            .env("SIFON_STORE", self.directory().join(format!("store-{}", self.uid())))
+            .env(
+                "SIFON_STORE",
+                self.directory().join(format!("store-{}", self.uid())),
+            )
             .current_dir(self.directory())
             .stdin(Stdio::null());
         command
@@ -140,7 +147,11 @@ impl Machine {
     /// `sifon exec` with `options` before the image and `words` after it.
     pub fn exec(&self, image: &Image, options: &[&str], words: &[&str]) -> Command {
         let mut command = self.program(env!("CARGO_BIN_EXE_sifon"));
-        command.arg("exec").args(options).arg(image.reference()).args(words);
+        command
+            .arg("exec")
+            .args(options)
+            .arg(image.reference())
+            .args(words);
         command
     }
 
@@ -149,13 +160,19 @@ impl Machine {
         let output = self.exec(image, options, words).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         let status = output.status;
-        assert!(status.success(), "{:?}: {words:?}: {status}\n{stderr}", self.caller);
+        assert!(
+            status.success(),
+            "{:?}: {words:?}: {status}\n{stderr}",
+            self.caller
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// What a shell in the image says to `script`.
     pub fn says(&self, image: &Image, options: &[&str], script: &str) -> String {
-        self.stdout(image, options, &["sh", "-c", script]).trim_end().to_owned()
+        self.stdout(image, options, &["sh", "-c", script])
+            .trim_end()
+            .to_owned()
     }
 
     /// Every process that descends from this machine's runs.
@@ -164,7 +181,9 @@ impl Machine {
         let marked = |pid: i32| {
             let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
             let mut variables = environment.split(|&byte| byte == 0);
-            variables.any(|variable| variable == mark.as_bytes()).then_some(())?;
+            variables
+                .any(|variable| variable == mark.as_bytes())
+                .then_some(())?;
             Process::open(pid)
         };
         let entries = fs::read_dir("/proc").unwrap();
@@ -206,7 +225,10 @@ impl Process {
     /// The kernel's name for it.
     pub fn name(&self) -> String {
         let pid = self.pid.as_raw_nonzero();
-        fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+        fs::read_to_string(format!("/proc/{pid}/comm"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 
     /// Sends SIGKILL.
@@ -231,14 +253,21 @@ pub fn with_input(command: &mut Command, input: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    child.wait_with_output().unwrap()
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input).unwrap());
+        child.wait_with_output().unwrap()
+    })
 }
 
 /// Starts a command that says something first, waits until it does, and gives what it said.
 pub fn started(command: &mut Command) -> (Child, String) {
     use std::io::{BufRead, BufReader};
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut line = String::new();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut line).unwrap();

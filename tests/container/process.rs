@@ -9,7 +9,9 @@ use crate::machine::{complaint, machines, started, with_input};
 
 #[test]
 fn the_programs_status_is_the_commands() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
         for (script, code, signal) in [
@@ -20,7 +22,10 @@ fn the_programs_status_is_the_commands() {
             ("kill -KILL $$", None, Some(9)),
             ("kill -SEGV $$", None, Some(11)),
         ] {
-            let status = machine.exec(&image, &[], &["sh", "-c", script]).status().unwrap();
+            let status = machine
+                .exec(&image, &[], &["sh", "-c", script])
+                .status()
+                .unwrap();
             assert_eq!((status.code(), status.signal()), (code, signal), "{script}");
         }
         machine.wait_for_all();
@@ -29,15 +34,26 @@ fn the_programs_status_is_the_commands() {
 
 #[test]
 fn a_program_that_is_missing_or_not_executable_is_fatal_in_singularitys_words() {
-    let Some(mut image) = ImageBuilder::new() else { return };
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
     image.file("bin/plain", b"text", 0o644);
     let image = image.finish();
     for machine in machines() {
         for (program, words) in [
-            ("nonesuch", "FATAL:   \"nonesuch\": executable file not found in $PATH\n"),
-            ("plain", "FATAL:   \"plain\": executable file not found in $PATH\n"),
+            (
+                "nonesuch",
+                "FATAL:   \"nonesuch\": executable file not found in $PATH\n",
+            ),
+            (
+                "plain",
+                "FATAL:   \"plain\": executable file not found in $PATH\n",
+            ),
             ("/bin/nonesuch", "FATAL:   stat /bin/nonesuch: "),
-            ("/bin/plain", "FATAL:   exec /bin/plain: permission denied\n"),
+            (
+                "/bin/plain",
+                "FATAL:   exec /bin/plain: permission denied\n",
+            ),
         ] {
             let output = machine.exec(&image, &[], &[program]).output().unwrap();
             assert_eq!(output.status.code(), Some(255), "{program}");
@@ -49,7 +65,9 @@ fn a_program_that_is_missing_or_not_executable_is_fatal_in_singularitys_words() 
 
 #[test]
 fn input_and_output_are_the_programs_own() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
         let input = b"\0binary\n".repeat(100_000);
@@ -61,13 +79,19 @@ fn input_and_output_are_the_programs_own() {
 
 #[test]
 fn a_closed_stdin_stays_closed() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
         let script = r#"exec "$@" <&-"#;
         let mut command = machine.program("sh");
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_sifon"), "exec"]);
-        let output = command.arg(image.reference()).args(["cat"]).output().unwrap();
+        let output = command
+            .arg(image.reference())
+            .args(["cat"])
+            .output()
+            .unwrap();
         // Rust opens /dev/null in its place, so that no other file becomes standard input.
         assert!(output.stdout.is_empty(), "{output:?}");
         assert!(!complaint(&output).contains("FATAL"), "{output:?}");
@@ -77,7 +101,9 @@ fn a_closed_stdin_stays_closed() {
 
 #[test]
 fn other_descriptors_of_the_caller_reach_the_program() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
         let script = r#"exec 7<<END
@@ -86,14 +112,24 @@ END
 exec "$@""#;
         let mut command = machine.program("sh");
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_sifon"), "exec"]);
-        let output = command.arg(image.reference()).args(["sh", "-c", "cat <&7"]).output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "inherited\n", "{output:?}");
+        let output = command
+            .arg(image.reference())
+            .args(["sh", "-c", "cat <&7"])
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "inherited\n",
+            "{output:?}"
+        );
     }
 }
 
 #[test]
 fn signals_reach_the_program_itself() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
         let script = "trap 'exit 9' TERM; echo ready; while :; do read x || sleep 60 & wait; done";
@@ -111,7 +147,9 @@ fn signals_reach_the_program_itself() {
 
 #[test]
 fn arguments_after_the_image_are_the_programs() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
         let said = machine.stdout(&image, &[], &["echo", "-e", "--env", "x", "--", "--help"]);
@@ -121,12 +159,24 @@ fn arguments_after_the_image_are_the_programs() {
 
 #[test]
 fn output_of_a_command_substitution_ends_with_the_program() {
-    let Some(image) = ImageBuilder::new() else { return };
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
     let image = image.finish();
     for machine in machines() {
         let mut command = machine.program("sh");
-        command.args(["-c", r#"x=$("$@" 2>&1); echo "[$x]""#, "sh", env!("CARGO_BIN_EXE_sifon"), "exec"]);
-        let output = command.arg(image.reference()).args(["echo", "here"]).output().unwrap();
+        command.args([
+            "-c",
+            r#"x=$("$@" 2>&1); echo "[$x]""#,
+            "sh",
+            env!("CARGO_BIN_EXE_sifon"),
+            "exec",
+        ]);
+        let output = command
+            .arg(image.reference())
+            .args(["echo", "here"])
+            .output()
+            .unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "[here]\n");
     }
 }
