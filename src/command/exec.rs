@@ -1,0 +1,314 @@
+//! `sifon exec`: a program in an image.
+
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use sifon_mount::fuse::{self, View};
+use sifon_mount::image::{AddError, AdditionKind, Image, Owners};
+use sifon_mount::reference::Reference;
+
+use crate::container;
+use crate::container::bind::{self, BindRequest};
+use crate::container::environment::{Sources, Variables};
+use crate::container::identity::Identity;
+use crate::container::launch::Launch;
+use crate::container::namespaces::Privilege;
+use crate::container::plan::{self, Host, IfMissing, Options, TargetKind};
+use crate::container::server::{self, Prepared, Refusal, Server};
+use crate::container::wire::{Placed, Ready, Request, Target};
+use crate::setting::{Context, Error, Settings};
+
+/// The hidden verb of the process that serves the image.
+pub const SERVER: &str = "serve-for-exec";
+
+/// Run a program in an image
+///
+/// The program sees the image as its root directory, and of this machine /proc, /sys, /dev, $HOME,
+/// /tmp, /var/tmp and the current directory. It runs as you, with your terminal and your environment
+/// (what the image sets wins), and its exit status is this command's. Options end at the image's name.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show a path of this machine in the container too: SOURCE[:TARGET[:ro]]
+    ///
+    /// May be repeated, or list several separated by commas. $SIFON_BIND, $APPTAINER_BIND and
+    /// $SINGULARITY_BIND (or …_BINDPATH) add to it.
+    #[arg(short = 'B', long, value_name = "BIND")]
+    bind: Vec<OsString>,
+    /// Keep your environment out of the container, but for TERM and proxies
+    #[arg(short = 'e', long)]
+    cleanenv: bool,
+    /// Set a variable in the container; $NAME stands for the container's other variables
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<OsString>,
+    /// Start the program in this directory of the container
+    #[arg(long, visible_alias = "cwd", value_name = "DIR")]
+    pwd: Option<PathBuf>,
+    /// Do not show your home directory
+    #[arg(long)]
+    no_home: bool,
+    /// The image, the program and its arguments
+    #[arg(value_names = ["IMAGE", "COMMAND"], num_args = 2.., required = true, trailing_var_arg = true)]
+    words: Vec<OsString>,
+}
+
+/// Becomes the program; returns only if that fails.
+pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
+    match start(context, args)? {}
+}
+
+fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
+    let (image, words) = args.words.split_first().ok_or("no image was named")?;
+    let text = image.to_str().ok_or("the image's name is not UTF-8")?;
+    let reference: Reference = text.parse()?;
+    let (binds, bind_text) = binds(args)?;
+    // It starts while this process finds out the rest.
+    let server = Server::start(SERVER)?;
+    let identity = Identity::of_caller()?;
+    let directory = std::env::current_dir()
+        .ok()
+        .filter(|directory| directory.is_absolute());
+    let options = Options {
+        binds,
+        is_without_home: args.no_home,
+        directory: args.pwd.clone(),
+    };
+    let host = Host {
+        identity: &identity,
+        directory: directory.as_deref(),
+        kind_of: &kind_of,
+    };
+    let plan = plan::plan(&options, &host)?;
+    let environment = Sources {
+        host: std::env::vars_os()
+            .map(|(name, value)| (name.into_vec(), value.into_vec()))
+            .collect(),
+        image: Variables::new(),
+        asked: assignments(&args.env)?,
+        is_clean: args.cleanenv,
+        home: plan
+            .home
+            .as_deref()
+            .map(|home| home.as_os_str().as_bytes().to_vec()),
+        name: name_of(text).into(),
+        container: text.into(),
+        bind: bind_text,
+        command: b"exec".to_vec(),
+    };
+    let launch = Launch {
+        identity: &identity,
+        plan: &plan,
+        environment,
+        settings: serde_json::to_value(&context.settings)?,
+        reference: reference.to_string(),
+    };
+    Ok(launch.become_program(server, |_| words.to_vec())?)
+}
+
+fn kind_of(path: &Path) -> Option<TargetKind> {
+    let found = fs::metadata(path).ok()?;
+    Some(if found.is_dir() {
+        TargetKind::Directory
+    } else {
+        TargetKind::File
+    })
+}
+
+/// The binds of the command line, then those of the environment; also as one text.
+fn binds(args: &Args) -> Result<(Vec<BindRequest>, Vec<u8>), Error> {
+    let mut texts = args.bind.clone();
+    for suffix in ["BIND", "BINDPATH"] {
+        let variables =
+            ["SIFON", "APPTAINER", "SINGULARITY"].map(|prefix| format!("{prefix}_{suffix}"));
+        texts.extend(variables.iter().find_map(std::env::var_os));
+    }
+    texts.retain(|text| !text.is_empty());
+    let mut binds = Vec::new();
+    for text in &texts {
+        binds.extend(bind::requests(text)?);
+    }
+    Ok((binds, texts.join(OsStr::new(",")).into_vec()))
+}
+
+/// `NAME=VALUE`, several separated by commas; a piece without a name belongs to the value before it.
+fn assignments(texts: &[OsString]) -> Result<Variables, Error> {
+    let mut variables = Variables::new();
+    for text in texts {
+        let mut is_first = true;
+        for piece in text.as_bytes().split(|&byte| byte == b',') {
+            match (named(piece), variables.last_mut()) {
+                (Some((name, value)), _) => variables.push((name.to_vec(), value.to_vec())),
+                (None, Some((_, value))) if !is_first => {
+                    value.push(b',');
+                    value.extend_from_slice(piece);
+                }
+                (None, _) => {
+                    return Err(format!("--env {}: expected NAME=VALUE", text.display()).into());
+                }
+            }
+            is_first = false;
+        }
+    }
+    Ok(variables)
+}
+
+fn named(piece: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = piece.iter().position(|&byte| byte == b'=')?;
+    let (name, value) = (&piece[..equals], &piece[equals + 1..]);
+    let is_name = name.first().is_some_and(|byte| !byte.is_ascii_digit())
+        && name
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+    is_name.then_some((name, value))
+}
+
+/// What the image is called inside: the last part of its name.
+fn name_of(reference: &str) -> &str {
+    reference.rsplit(['/']).next().unwrap_or(reference)
+}
+
+/// The process that serves the image; see [`server::serve`].
+pub fn serve() -> ExitCode {
+    match server::serve(Box::new(prepared)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(255),
+    }
+}
+
+/// Opens the image, adds what the client's binds need, and serves it.
+fn prepared(
+    request: Request,
+    connection: OwnedFd,
+    privilege: Privilege,
+) -> Result<Prepared, Refusal> {
+    shown(request, connection, privilege).map_err(|error| {
+        let hint = super::hint(&error);
+        Refusal { error, hint }
+    })
+}
+
+fn shown(request: Request, connection: OwnedFd, privilege: Privilege) -> Result<Prepared, Error> {
+    let settings: Settings = serde_json::from_value(request.settings)?;
+    let timeout = settings.open.registry.timeout;
+    let context = Context::new(settings);
+    let opened = context.open(&request.reference.parse()?)?;
+    // Before the kernel has asked for anything, so that it has nothing to forget.
+    let targets = request
+        .targets
+        .iter()
+        .map(|target| placed(&opened.image, target))
+        .collect();
+    let owners = match privilege {
+        Privilege::Root => Owners::AsInImage,
+        Privilege::User => Owners::Caller {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        },
+    };
+    let view = View {
+        owners,
+        timeout,
+        ..View::default()
+    };
+    let served = fuse::serve(opened.image.clone(), connection, view)?;
+    let config = &opened.description.config;
+    let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
+    let ready = Ready {
+        targets,
+        environment: config
+            .env
+            .iter()
+            .filter_map(|line| split(line.as_bytes()))
+            .collect(),
+        entrypoint: bytes(&config.entrypoint),
+        command: bytes(&config.cmd),
+        working_directory: config.working_dir.clone().into_bytes(),
+    };
+    let session = Box::new(move || {
+        // An error here means that the connection was cut; whoever reads from it is told.
+        let _ = served.join();
+        drop((opened, context));
+    });
+    Ok(Prepared { ready, session })
+}
+
+/// `NAME=VALUE` as an image's configuration writes it; a name alone has an empty value.
+fn split(line: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut parts = line.splitn(2, |&byte| byte == b'=');
+    let name = parts.next().filter(|name| !name.is_empty())?;
+    Some((name.to_vec(), parts.next().unwrap_or_default().to_vec()))
+}
+
+/// Where a target lies, added if it must be.
+fn placed(image: &Image, target: &Target) -> Placed {
+    match found(image, target) {
+        Ok(Some(path)) => Placed::At([b"/", path.as_slice()].concat()),
+        Ok(None) => Placed::Absent,
+        Err(err) => Placed::Impossible(err.to_string()),
+    }
+}
+
+fn found(image: &Image, target: &Target) -> Result<Option<Vec<u8>>, AddError> {
+    let kind = match target.kind {
+        TargetKind::Directory => AdditionKind::Directory,
+        TargetKind::File => AdditionKind::File,
+    };
+    if target.if_missing == IfMissing::Skip && image.resolved(&target.path)?.is_none() {
+        return Ok(None);
+    }
+    if target.covers_link {
+        let path = Path::new(OsStr::from_bytes(&target.path));
+        if let (Some(above), Some(name)) = (path.parent(), path.file_name()) {
+            let above = image.add(above.as_os_str().as_bytes(), AdditionKind::Directory)?;
+            if image.lookup(above.id, name.as_bytes())?.is_some() {
+                return Ok(Some([&above.path, name.as_bytes()].join(&b'/')));
+            }
+        }
+    }
+    Ok(Some(image.add(&target.path, kind)?.path))
+}
+
+/// What the user can do about an error of a container.
+pub fn hint(error: &Error) -> Option<String> {
+    error
+        .downcast_ref::<container::Error>()?
+        .hint()
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assignments_are_split_at_commas_before_names() {
+        let list = |texts: &[&str]| {
+            let texts: Vec<OsString> = texts.iter().map(OsString::from).collect();
+            assignments(&texts).map(|list| {
+                let text = |bytes| String::from_utf8(bytes).unwrap();
+                list.into_iter()
+                    .map(|(name, value)| (text(name), text(value)))
+                    .collect::<Vec<_>>()
+            })
+        };
+        for (texts, expected) in [
+            (&["A=1"][..], &[("A", "1")][..]),
+            (&["A=1,B=2"], &[("A", "1"), ("B", "2")]),
+            (&["A=1,2,B=x=y"], &[("A", "1,2"), ("B", "x=y")]),
+            (&["A=", "B=a, b"], &[("A", ""), ("B", "a, b")]),
+        ] {
+            let expected: Vec<(String, String)> = expected
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect();
+            assert_eq!(list(texts).unwrap(), expected);
+        }
+        for texts in [&["A"][..], &["=1"], &["1=2"], &["A=1", "B"]] {
+            assert!(list(texts).is_err(), "{texts:?}");
+        }
+    }
+}

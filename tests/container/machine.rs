@@ -1,0 +1,281 @@
+//! Running `sifon exec` on this machine as one of its users, and watching its processes.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tempfile::TempDir;
+
+use crate::image::{Image, readable_for_all};
+
+/// Longest that anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Marks the processes of one run, which all inherit it.
+const MARK: &str = "SIFON_TEST_MARK";
+
+/// Who calls sifon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// The user of the tests.
+    Oneself,
+    /// User and group 1000, where the tests run as root.
+    Plain,
+}
+
+/// A directory for the store and for files of a run, and a mark for its processes.
+pub struct Machine {
+    caller: Caller,
+    directory: TempDir,
+    mark: String,
+}
+
+/// The machine as each user who can run containers on it.
+pub fn machines() -> Vec<Machine> {
+    let mut machines = Vec::new();
+    for caller in [Caller::Oneself, Caller::Plain] {
+        match obstacle(caller) {
+            None => machines.push(Machine::new(caller)),
+            Some(obstacle) => eprintln!("skipped for {caller:?}: {obstacle}"),
+        }
+    }
+    machines
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// What keeps this user from running containers here.
+fn obstacle(caller: Caller) -> Option<String> {
+    if !Path::new("/dev/fuse").exists() {
+        return Some("there is no /dev/fuse".into());
+    }
+    let mut probe = match (caller, is_root()) {
+        (Caller::Plain, false) => return Some("only root can become another user".into()),
+        (Caller::Plain, true) => as_plain_user(Path::new("/tmp")),
+        (Caller::Oneself, true) => return None,
+        (Caller::Oneself, false) => Command::new("env"),
+    };
+    let probed = probe.args(["unshare", "-Um", "true"]).output();
+    match probed {
+        Ok(probed) if probed.status.success() => None,
+        Ok(probed) => Some(String::from_utf8_lossy(&probed.stderr).into_owned()),
+        Err(err) => Some(err.to_string()),
+    }
+}
+
+/// A command that becomes user 1000 and then what follows, with a /dev/fuse that everybody may open, as
+/// on a usual host; the machine's own stays as it is.
+fn as_plain_user(scratch: &Path) -> Command {
+    let script = r#"device=$1/fuse; shift
+        test -e $device || { mknod $device c 10 229 && chmod 666 $device; } || exit 1
+        mount --bind $device /dev/fuse || exit 1
+        exec setpriv --reuid 1000 --regid 1000 --clear-groups "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, "sh"]).arg(scratch);
+    command
+}
+
+impl Machine {
+    fn new(caller: Caller) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let directory = TempDir::new().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mark = format!("{}-{count}", std::process::id());
+        Self {
+            caller,
+            directory,
+            mark,
+        }
+    }
+
+    /// Whether the caller is the machine's root.
+    pub fn is_root(&self) -> bool {
+        self.caller == Caller::Oneself && is_root()
+    }
+
+    /// The caller's user number.
+    pub fn uid(&self) -> u32 {
+        match self.caller {
+            Caller::Oneself => rustix::process::geteuid().as_raw(),
+            Caller::Plain => 1000,
+        }
+    }
+
+    /// A directory that only this machine's runs use, writable by the caller, below /tmp.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Makes a directory in it that the caller owns.
+    pub fn own_directory(&self, name: &str) -> std::path::PathBuf {
+        let path = self.directory().join(name);
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        path
+    }
+
+    /// A program run as the caller, with sifon's store in this machine's directory.
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = match self.caller {
+            Caller::Oneself => Command::new("env"),
+            Caller::Plain => as_plain_user(self.directory()),
+        };
+        readable_for_all(Path::new(env!("CARGO_BIN_EXE_sifon")).parent().unwrap());
+        command
+            .arg(program)
+            .env(MARK, &self.mark)
+            .env(
+                "SIFON_STORE",
+                self.directory().join(format!("store-{}", self.uid())),
+            )
+            .current_dir(self.directory())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `sifon exec` with `options` before the image and `words` after it.
+    pub fn exec(&self, image: &Image, options: &[&str], words: &[&str]) -> Command {
+        let mut command = self.program(env!("CARGO_BIN_EXE_sifon"));
+        command
+            .arg("exec")
+            .args(options)
+            .arg(image.reference())
+            .args(words);
+        command
+    }
+
+    /// The same, run to its end, which must be a success; gives stdout.
+    pub fn stdout(&self, image: &Image, options: &[&str], words: &[&str]) -> String {
+        let output = self.exec(image, options, words).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let status = output.status;
+        assert!(
+            status.success(),
+            "{:?}: {words:?}: {status}\n{stderr}",
+            self.caller
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a shell in the image says to `script`.
+    pub fn says(&self, image: &Image, options: &[&str], script: &str) -> String {
+        self.stdout(image, options, &["sh", "-c", script])
+            .trim_end()
+            .to_owned()
+    }
+
+    /// Every process that descends from this machine's runs.
+    pub fn processes(&self) -> Vec<Process> {
+        let mark = format!("{MARK}={}", self.mark);
+        let marked = |pid: i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+            let mut variables = environment.split(|&byte| byte == 0);
+            variables
+                .any(|variable| variable == mark.as_bytes())
+                .then_some(())?;
+            Process::open(pid)
+        };
+        let entries = fs::read_dir("/proc").unwrap();
+        let pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        pids.filter_map(marked).collect()
+    }
+
+    /// The servers among them.
+    pub fn servers(&self) -> Vec<Process> {
+        let mut processes = self.processes();
+        processes.retain(|process| process.name() == "sifon-server");
+        processes
+    }
+
+    /// Waits until no process of this machine's runs is left.
+    pub fn wait_for_all(&self) {
+        for process in self.processes() {
+            process.wait();
+        }
+        let left = self.processes();
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+}
+
+/// A process that is watched, alive or not.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    handle: OwnedFd,
+}
+
+impl Process {
+    fn open(pid: i32) -> Option<Self> {
+        let pid = Pid::from_raw(pid)?;
+        let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Some(Self { pid, handle })
+    }
+
+    /// The kernel's name for it.
+    pub fn name(&self) -> String {
+        let pid = self.pid.as_raw_nonzero();
+        fs::read_to_string(format!("/proc/{pid}/comm"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    }
+
+    /// Sends SIGKILL.
+    pub fn kill(&self) {
+        rustix::process::pidfd_send_signal(&self.handle, Signal::KILL).unwrap();
+    }
+
+    /// Waits until it is gone.
+    pub fn wait(&self) {
+        let mut watched = [PollFd::new(&self.handle, PollFlags::IN)];
+        let limit = Timespec::try_from(PATIENCE).unwrap();
+        let ready = rustix::event::poll(&mut watched, Some(&limit)).unwrap();
+        assert!(ready > 0, "{} ({:?}) is still there", self.name(), self.pid);
+    }
+}
+
+/// Writes `input` to a command's stdin and waits for its end.
+pub fn with_input(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input).unwrap());
+        child.wait_with_output().unwrap()
+    })
+}
+
+/// Starts a command that says something first, waits until it does, and gives what it said.
+pub fn started(command: &mut Command) -> (Child, String) {
+    use std::io::{BufRead, BufReader};
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    child.stdout = Some(stdout.into_inner());
+    (child, line.trim_end().to_owned())
+}
+
+/// stderr of a run, as text.
+pub fn complaint(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

@@ -1,0 +1,11 @@
+//! Programs in images, from the outside: `sifon exec` on small images made on the spot, as root and
+//! as a plain user. A part that this machine cannot do is skipped, and says so.
+
+mod image;
+mod machine;
+
+mod environment;
+mod hostile;
+mod leftovers;
+mod process;
+mod view;

@@ -1,0 +1,229 @@
+//! What programs see of the machine.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::image::ImageBuilder;
+use crate::machine::{complaint, machines};
+
+#[test]
+fn the_program_is_the_caller_and_owns_what_it_writes() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        let uid = machine.uid();
+        assert_eq!(machine.says(&image, &[], "id -u"), uid.to_string());
+        assert_eq!(
+            machine.says(&image, &[], "stat -c %u /bin/busybox"),
+            uid.to_string()
+        );
+        let line = machine.says(&image, &[], "cat /etc/passwd");
+        let known = line
+            .lines()
+            .filter(|line| line.split(':').nth(2) == Some(&uid.to_string()));
+        let is_known_here = machine
+            .program("getent")
+            .args(["passwd", &uid.to_string()])
+            .output();
+        if is_known_here.unwrap().status.success() {
+            assert_eq!(known.count(), 1, "{line}");
+        }
+        let file = machine.directory().join("made");
+        machine.says(&image, &[], &format!("echo here > {}", file.display()));
+        assert_eq!(fs::metadata(&file).unwrap().uid(), uid);
+        let refused = machine
+            .exec(&image, &[], &["touch", "/bin/new"])
+            .output()
+            .unwrap();
+        assert!(
+            complaint(&refused).contains("Read-only file system"),
+            "{}",
+            complaint(&refused)
+        );
+    }
+}
+
+#[test]
+fn an_image_without_passwd_and_group_gets_none() {
+    let Some(image) = ImageBuilder::empty() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        assert_eq!(
+            machine.says(&image, &[], "ls /etc | grep -e passwd -e group; true"),
+            ""
+        );
+    }
+}
+
+#[test]
+fn the_machines_directories_are_there_though_the_image_has_none_of_them() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        let script = "test -e /proc/self/exe && test -d /sys/kernel && test -c /dev/null && pwd";
+        let here = machine.directory().display().to_string();
+        assert_eq!(machine.says(&image, &[], script), here);
+        // Nothing of the host but what is bound, and nothing of ours.
+        let names = machine.says(&image, &[], "ls -A / | grep -v -e home -e root");
+        let expected = ["bin", "dev", "etc", "proc", "sys", "tmp", "var"];
+        assert_eq!(names.lines().collect::<Vec<_>>(), expected);
+        let mounts = machine.says(&image, &[], "cat /proc/self/mountinfo");
+        let roots: Vec<&str> = mounts
+            .lines()
+            .filter(|line| line.contains(" fuse.sifon "))
+            .collect();
+        assert_eq!(roots.len(), 1, "{mounts}");
+    }
+}
+
+#[test]
+fn the_program_starts_in_the_current_directory_or_where_it_is_told() {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    image.directory("srv/app", 0o755);
+    let image = image.finish();
+    for machine in machines() {
+        assert_eq!(
+            machine.says(&image, &["--pwd", "/srv/app"], "pwd; echo $PWD"),
+            "/srv/app\n/srv/app"
+        );
+        let output = machine
+            .exec(&image, &["--cwd", "/nonesuch"], &["pwd"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(255));
+        assert!(
+            complaint(&output).contains("/nonesuch"),
+            "{}",
+            complaint(&output)
+        );
+        // The image's own, not the host's: the program starts at home or at the root, with a warning.
+        let output = machine
+            .exec(&image, &["--no-home"], &["pwd"])
+            .current_dir("/usr")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(
+            complaint(&output).contains("/usr"),
+            "{}",
+            complaint(&output)
+        );
+        machine.wait_for_all();
+    }
+}
+
+#[test]
+fn a_current_directory_that_was_removed_is_no_obstacle() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        let gone = machine.own_directory("gone");
+        let script = format!("cd {0} && rmdir {0} && exec \"$@\"", gone.display());
+        let mut command = machine.program("sh");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_sifon"), "exec"]);
+        let output = command
+            .arg(image.reference())
+            .args(["true"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+#[test]
+fn binds_show_files_and_directories_where_the_user_wants_them() {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    image.link("mnt", "var/mnt");
+    let image = image.finish();
+    for machine in machines() {
+        let source = machine.own_directory("source");
+        fs::write(source.join("file"), "content").unwrap();
+        let source = source.display();
+        for (bind, script, expected) in [
+            (
+                format!("{source}:/data/deep"),
+                "cat /data/deep/file",
+                "content",
+            ),
+            (format!("{source}:/mnt/x"), "cat /var/mnt/x/file", "content"),
+            (
+                format!("{source}/file:/etc/new/name"),
+                "cat /etc/new/name",
+                "content",
+            ),
+            (
+                format!("{source}:/rw,{source}:/ro:ro"),
+                "touch /rw/a; touch /ro/b 2>&1; ls /ro",
+                READ_ONLY,
+            ),
+            (format!("{source}:/bin/sub"), "cat /bin/sub/file", "content"),
+            (
+                "/:/host".into(),
+                "test -e /host/proc/1/status && test -d /host/etc && echo yes",
+                "yes",
+            ),
+        ] {
+            assert_eq!(
+                machine.says(&image, &["-B", &bind], script),
+                expected,
+                "{bind}"
+            );
+        }
+        let mut command = machine.exec(&image, &[], &["cat", "/by/environment/file"]);
+        command.env("SINGULARITY_BINDPATH", format!("{source}:/by/environment"));
+        assert_eq!(command.output().unwrap().stdout, b"content");
+        machine.wait_for_all();
+    }
+}
+
+const READ_ONLY: &str = "touch: /ro/b: Read-only file system\na\nfile";
+
+#[test]
+fn binds_that_cannot_be_made_are_fatal_and_say_why() {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    image.file("plain", b"", 0o644);
+    image.link("loop", "loop");
+    let image = image.finish();
+    for machine in machines() {
+        for (bind, words) in [
+            ("/nonesuch:/data", "mount source /nonesuch doesn't exist"),
+            ("/tmp:relative", "must be an absolute path"),
+            (
+                "/tmp:/plain",
+                "the source is a directory, the target is not",
+            ),
+            (
+                "/etc/passwd:/bin",
+                "the target is a directory, the source is not",
+            ),
+            ("/tmp:/plain/below", "/plain/below"),
+            ("/tmp:/loop/x", "/loop/x"),
+        ] {
+            let output = machine
+                .exec(&image, &["-B", bind], &["true"])
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(255), "{bind}");
+            assert!(
+                complaint(&output).contains(words),
+                "{bind}: {}",
+                complaint(&output)
+            );
+        }
+        machine.wait_for_all();
+    }
+}
