@@ -84,7 +84,7 @@ impl Reference {
                 Ok(reference) => return Ok(reference),
                 Err(problem) => problem,
             },
-            None => Problem::unknown("it names no kind of place"),
+            None => Problem::unknown("it does not say what kind of place it is in"),
         };
         let shown = without_password(&text.to_string_lossy());
         let hint = problem.hint.unwrap_or_else(|| advice(&shown));
@@ -130,8 +130,11 @@ impl Reference {
                 let (file, tag) = path_and_tag(rest)?;
                 Ok(Self::DockerArchive { file, tag })
             }
+            _ if rest.starts_with(b"//") || scheme == b"docker-daemon" => {
+                Err(Problem::unknown("images cannot be taken from such a place"))
+            }
             _ => Err(Problem::unknown(
-                "images do not come from such a place here",
+                "it does not say what kind of place it is in",
             )),
         }
     }

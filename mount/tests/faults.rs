@@ -1,4 +1,5 @@
 //! What the registry client does when the other side fails: one clear error, or none at all.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -713,7 +714,7 @@ fn a_loopback_server_that_wants_tls_is_asked_with_tls() {
         Reply::status(400).body("Client sent an HTTP request to an HTTPS server.\n")
     });
     let error = registry(&server, &settings()).resolve().unwrap_err();
-    assert!(error.to_string().contains("400 Bad Request"), "{error}");
+    assert!(matches!(error, BlobError::Unreachable { .. }), "{error}");
     let is_tls_hello = |seen: &Message| seen.start.as_bytes().first() == Some(&0x16);
     assert!(server.seen().iter().any(is_tls_hello));
 }

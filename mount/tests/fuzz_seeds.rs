@@ -5,12 +5,18 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::Path;
 
+#[path = "../fuzz/bodies/archive.rs"]
+mod archive;
 #[path = "../fuzz/bodies/digest.rs"]
 mod digest;
 #[path = "../fuzz/bodies/inflate.rs"]
 mod inflate;
+#[path = "../fuzz/bodies/manifest.rs"]
+mod manifest;
 #[path = "../fuzz/bodies/name.rs"]
 mod name;
+#[path = "../fuzz/bodies/reference.rs"]
+mod reference;
 #[path = "../fuzz/bodies/tar.rs"]
 mod tar;
 #[path = "../fuzz/bodies/tree.rs"]
@@ -72,4 +78,19 @@ fn no_neighbour_of_a_tar_seed_breaks_the_reader() {
 #[test]
 fn no_neighbour_of_a_tree_seed_breaks_the_reader() {
     run_near_seeds("tree", tree::run);
+}
+
+#[test]
+fn no_neighbour_of_a_reference_seed_breaks_the_parser() {
+    run_near_seeds("reference", reference::run);
+}
+
+#[test]
+fn no_neighbour_of_a_manifest_seed_breaks_the_parsers() {
+    run_near_seeds("manifest", manifest::run);
+}
+
+#[test]
+fn no_neighbour_of_an_archive_seed_breaks_its_readers() {
+    run_near_seeds("archive", archive::run);
 }

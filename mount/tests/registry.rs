@@ -1,4 +1,5 @@
 //! The registry client and the sources, against a real `docker-registry` and against files.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

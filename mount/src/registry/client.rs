@@ -237,7 +237,14 @@ impl Client {
                     if secured.is_err() {
                         self.uses_tls.store(false, Ordering::Relaxed);
                     }
-                    secured.map_err(|_| failure)
+                    // Whoever says so wants TLS; one who only broke off did perhaps not.
+                    let is_meant = failure.mentions("HTTPS");
+                    secured.map_err(|untrusted| {
+                        match is_meant || untrusted.is_about_certificates() {
+                            true => untrusted,
+                            false => failure,
+                        }
+                    })
                 }
             },
         };

@@ -87,6 +87,14 @@ impl Failure {
         }
     }
 
+    /// Whether the other side speaks TLS, but is nobody we trust.
+    pub(super) fn is_about_certificates(&self) -> bool {
+        match &self.kind {
+            Kind::Connection(cause) => mentions(cause.as_ref(), "invalid peer certificate"),
+            _ => false,
+        }
+    }
+
     fn is_passing(&self) -> bool {
         match &self.kind {
             Kind::Connection(cause) => !is_lasting(cause.as_ref()),
@@ -131,10 +139,11 @@ impl Failure {
 
 /// Whether connecting will fail in the same way the next time: nobody of this name, or nobody to trust.
 fn is_lasting(cause: &(dyn Error + 'static)) -> bool {
-    let text = cause.to_string();
-    text.contains("invalid peer certificate")
-        || text.contains("Name or service not known")
-        || cause.source().is_some_and(is_lasting)
+    mentions(cause, "invalid peer certificate") || mentions(cause, "Name or service not known")
+}
+
+fn mentions(cause: &(dyn Error + 'static), words: &str) -> bool {
+    cause.to_string().contains(words) || cause.source().is_some_and(|cause| mentions(cause, words))
 }
 
 /// The tries at one object: how many, since when, until when.
@@ -213,37 +222,10 @@ pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = value.parse::<u32>() {
         return Some(Duration::from_secs(seconds.into()));
     }
-    let then = UNIX_EPOCH + Duration::from_secs(http_date(value)?);
+    let date = chrono::DateTime::parse_from_rfc2822(value).ok()?;
+    let since_1970 = Duration::from_secs(date.timestamp().try_into().ok()?);
+    let then = UNIX_EPOCH.checked_add(since_1970)?;
     Some(then.duration_since(now).unwrap_or_default())
-}
-
-/// Seconds since 1970 of `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn http_date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
-    let (_, date) = text.split_once(", ")?;
-    let mut parts = date.split(' ');
-    let mut next = || parts.next();
-    let day: u64 = next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
-    let name = next()?;
-    let month = MONTHS.iter().position(|&month| month == name)? as u64 + 1;
-    let year: u64 = next()?
-        .parse()
-        .ok()
-        .filter(|year| (1970..=9999).contains(year))?;
-    let mut clock = next()?
-        .split(':')
-        .map(|part| part.parse::<u64>().ok().filter(|&n| n < 62));
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    // Days from the civil calendar, with years that begin in March.
-    let (year, month) = match month {
-        1 | 2 => (year - 1, month + 9),
-        _ => (year, month - 3),
-    };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
-    let since_1970 = days.checked_sub(719_468)?;
-    Some(since_1970 * 86_400 + hour * 3_600 + minute * 60 + second)
 }
 
 /// What a registry's error body says, in one short line: `{"errors":[{"code":…,"message":…}]}`, the token server's
