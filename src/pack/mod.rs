@@ -5,6 +5,7 @@
 //! ```
 
 pub mod date;
+pub mod image;
 pub mod node;
 mod place;
 pub mod shell;
