@@ -10,7 +10,7 @@ use sifon_mount::reference::Reference;
 
 use crate::output::bytes;
 use crate::pack::singularity::Origin;
-use crate::pack::{Compression, Options, compact};
+use crate::pack::{Compression, Options, check_place, compact};
 use crate::setting::{Context, Error, environment, parsed};
 
 /// Pack an image into a SIF file
@@ -50,7 +50,8 @@ impl From<CompressionName> for Compression {
 /// Packs.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let (reference, mounted) = meant(&args.image)?;
-    crate::pack::check_place(&args.file, args.force)?;
+    let created = source_date_epoch()?;
+    check_place(&args.file, args.force)?;
     let opened = context.open(&reference)?;
     let found = opened.description.manifest_digest;
     if mounted.is_some_and(|mounted| mounted != found) {
@@ -62,7 +63,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let options = Options {
         overwrite: args.force,
         compression: args.compression.into(),
-        created: source_date_epoch()?,
+        created,
         timeout: context.settings.open.registry.timeout,
         progress: &|bytes| bar.inc(bytes),
     };
