@@ -9,7 +9,7 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, hint, mount, umount};
+use crate::command::{cache, compact, hint, inspect, mount, umount};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
 
@@ -42,6 +42,8 @@ struct Cli {
 enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
+    Compact(compact::Args),
+    Inspect(inspect::Args),
     Cache(cache::Args),
     #[command(hide = true, name = mount::SERVE_VERB)]
     ServeMount,
@@ -176,6 +178,8 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(args),
+        Command::Compact(args) => compact::run(&context, args),
+        Command::Inspect(args) => inspect::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),
         Command::ServeMount | Command::WatchMount => unreachable!("served above"),
     };

@@ -72,6 +72,24 @@ impl Output {
         let bars = Bars::default();
         Arc::new(move |progress| bars.show(progress))
     }
+
+    /// A bar for work on `total` bytes, on a terminal. It goes when it is dropped.
+    pub fn bar(&self, what: &'static str, total: u64) -> ProgressBar {
+        if !self.is_terminal || self.verbosity == Verbosity::Quiet {
+            return ProgressBar::hidden();
+        }
+        ProgressBar::new(total)
+            .with_style(style())
+            .with_prefix(what)
+    }
+}
+
+fn style() -> ProgressStyle {
+    let template =
+        "{prefix} [{bar:30}] {bytes:>10}/{total_bytes:10} {binary_bytes_per_sec:>12} {eta:>4}";
+    ProgressStyle::with_template(template)
+        .expect("the template is well-formed")
+        .progress_chars("=> ")
 }
 
 /// Bars by layer; a layer whose work is over has none.
@@ -86,12 +104,8 @@ impl Bars {
         let mut layers = self.layers.lock().expect("drawing does not panic");
         match progress {
             Progress::Started { layer, bytes } => {
-                let template = "{prefix} [{bar:30}] {bytes:>10}/{total_bytes:10} {binary_bytes_per_sec:>12} {eta:>4}";
-                let style = ProgressStyle::with_template(template)
-                    .expect("the template is well-formed")
-                    .progress_chars("=> ");
                 let bar = ProgressBar::new(bytes)
-                    .with_style(style)
+                    .with_style(style())
                     .with_prefix(short(layer));
                 if let Some(earlier) = layers.insert(layer, self.screen.add(bar)) {
                     earlier.finish_and_clear();

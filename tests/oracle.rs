@@ -1,6 +1,9 @@
 //! Our files under the original program. Runs when `SIFON_ORACLE` names the root directory of a system on which
 //! Apptainer is installed; the program is then run with that directory as its root, as uid 1000.
 
+// clippy sees test functions only, not what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

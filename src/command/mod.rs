@@ -1,6 +1,8 @@
 //! One file for each verb: what it takes, what it prints. The work is elsewhere.
 
 pub mod cache;
+pub mod compact;
+pub mod inspect;
 pub mod mount;
 pub mod umount;
 

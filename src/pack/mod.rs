@@ -5,6 +5,7 @@
 //! ```
 
 pub mod date;
+pub mod image;
 pub mod node;
 mod place;
 pub mod shell;
@@ -16,13 +17,17 @@ pub mod zstd_chunked;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use sifon_mount::digest::{Digest, Hasher};
+use sifon_mount::image::Image;
 use sifon_mount::layer::entry::Timestamp;
+use sifon_mount::source::manifest::ImageConfig;
 
 pub use place::PlaceError;
 pub use squashfs::{Compression, Lost};
 
+use image::TreeSource;
 use node::{Contents, Source};
 use place::NewFile;
 use singularity::{Config, Origin, Texts};
@@ -40,6 +45,8 @@ pub struct Options<'a> {
     pub compression: Compression,
     /// Seconds since 1970 instead of the time at which the image was made: `SOURCE_DATE_EPOCH`.
     pub created: Option<i64>,
+    /// How long to wait for bytes of the image before giving up.
+    pub timeout: Duration,
     /// Told how many more bytes of files have been read.
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
@@ -50,6 +57,7 @@ impl Default for Options<'_> {
             overwrite: false,
             compression: Compression::default(),
             created: None,
+            timeout: Duration::from_secs(60),
             progress: &|_| {},
         }
     }
@@ -125,6 +133,35 @@ impl Failure {
             Self::Squashfs(source) => PackError::Squashfs { out, source },
         }
     }
+}
+
+/// Packs an opened image, whose configuration is `config`, into the SIF `out`.
+pub fn compact(
+    image: &Image,
+    config: &ImageConfig,
+    origin: &Origin,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Report, PackError> {
+    let failed = |source| Failure::Io(source).at(out);
+    let source = TreeSource::new(image.tree(), |file, at, len| {
+        let deadline = Instant::now() + options.timeout;
+        image
+            .read(file, at, len, deadline)
+            .map_err(io::Error::other)
+    });
+    let layers = image
+        .tree()
+        .layers()
+        .map_err(|err| failed(io::Error::other(err)))?;
+    let config = Config::of(config).map_err(failed)?;
+    pack(&source, &layers, &config, origin, out, options)
+}
+
+/// Whether a file could be written as `out`, before work is done that would be for nothing.
+pub fn check_place(out: &Path, overwrite: bool) -> Result<(), PackError> {
+    NewFile::beside(out, overwrite)?;
+    Ok(())
 }
 
 /// Packs `source` into the SIF `out`. The bytes depend on the image (its files, configuration, origin and

@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn every_script_is_understood() {
-        let mut scripts = vec![
+        let mut scripts = [
             ENV_BASE,
             ENV_OWN,
             ENV_APPS,

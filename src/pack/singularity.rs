@@ -7,8 +7,9 @@ use std::io;
 
 use serde_json::{Map, Value, json};
 use sifon_mount::layer::entry::shown;
+use sifon_mount::source::manifest::ImageConfig;
 
-use super::date::Date;
+use super::date::{self, Date};
 use super::node::{Addition, AdditionKind, Resolved, Source, Standing, resolved};
 use super::shell;
 
@@ -31,6 +32,26 @@ pub struct Config {
     pub oci_config: Value,
 }
 
+impl Config {
+    /// What of an image's own configuration goes into a SIF. A date that cannot be read becomes 1970.
+    pub fn of(config: &ImageConfig) -> io::Result<Self> {
+        let mut json: Value = serde_json::from_slice(&config.json)?;
+        let created = config.created.as_deref().and_then(date::seconds);
+        Ok(Self {
+            architecture: config.architecture.clone(),
+            created: created.unwrap_or_default(),
+            entrypoint: config.entrypoint.clone(),
+            cmd: config.cmd.clone(),
+            env: config.env.clone(),
+            labels: config.labels.clone(),
+            oci_config: match json.get_mut("config").map(Value::take) {
+                Some(config @ Value::Object(_)) => config,
+                _ => json!({}),
+            },
+        })
+    }
+}
+
 /// Where an image came from, as a definition file says it.
 #[derive(Clone, Debug)]
 pub struct Origin {
@@ -41,6 +62,15 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// From a reference in its canonical form.
+    pub fn of(reference: &str) -> Self {
+        let (scheme, rest) = reference.split_once(':').unwrap_or(("docker", reference));
+        Self {
+            bootstrap: scheme.into(),
+            from: rest.strip_prefix("//").unwrap_or(rest).into(),
+        }
+    }
+
     /// The definition file that would build the same.
     pub fn deffile(&self) -> String {
         let line = |text: &str| text.replace(|character: char| character.is_control(), "?");
@@ -405,6 +435,30 @@ mod tests {
             attributes["environment"][format!("/{ENV_IMAGE}")],
             texts.environment
         );
+    }
+
+    #[test]
+    fn an_origin_is_the_reference_in_two_parts() {
+        for (reference, bootstrap, from) in [
+            ("docker://ghcr.io/a/b:1", "docker", "ghcr.io/a/b:1"),
+            ("oci:/some/dir:tag", "oci", "/some/dir:tag"),
+            ("docker-archive://x", "docker-archive", "x"),
+        ] {
+            let origin = Origin::of(reference);
+            assert_eq!(
+                (origin.bootstrap.as_str(), origin.from.as_str()),
+                (bootstrap, from)
+            );
+        }
+    }
+
+    #[test]
+    fn the_configuration_object_is_kept_as_it_is() {
+        let json = r#"{"architecture":"arm64","created":"1970-01-01T00:00:05.5Z","config":{"User":"x","Z":1}}"#;
+        let config = ImageConfig::parse(json.into()).unwrap();
+        let config = Config::of(&config).unwrap();
+        assert_eq!((config.architecture.as_str(), config.created), ("arm64", 5));
+        assert_eq!(config.oci_config, json!({"User": "x", "Z": 1}));
     }
 
     #[test]

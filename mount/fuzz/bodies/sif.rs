@@ -1,0 +1,14 @@
+//! Every object of a SIF lies inside the file that tells of it.
+
+use std::io::Cursor;
+
+use sifon::pack::sif::Sif;
+
+pub fn run(bytes: &[u8]) {
+    if let Ok(sif) = Sif::open(Cursor::new(bytes)) {
+        let primary = sif.primary_partition();
+        for object in sif.objects.iter().chain(primary) {
+            assert!(object.at + object.len <= bytes.len() as u64);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! `sifon compact`: an image as one SIF file.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use sifon_mount::daemon;
+use sifon_mount::digest::Digest;
+use sifon_mount::reference::Reference;
+
+use crate::output::bytes;
+use crate::pack::singularity::Origin;
+use crate::pack::{Compression, Options, check_place, compact};
+use crate::setting::{Context, Error, environment, parsed};
+
+/// Pack an image into a SIF file
+///
+/// Singularity and Apptainer run the file on machines without a network. Layers that are not in the store are
+/// fetched. The bytes depend on the image and on these options only.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image, such as docker://python:3.11, or where one is mounted
+    image: OsString,
+    /// The file to write
+    file: PathBuf,
+    /// Replace the file if it exists
+    #[arg(short = 'F', long)]
+    force: bool,
+    /// How to compress: zstd is smaller and quicker, gzip is read by the oldest kernels too
+    #[arg(long, value_enum, default_value_t)]
+    compression: CompressionName,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum CompressionName {
+    #[default]
+    Zstd,
+    Gzip,
+}
+
+impl From<CompressionName> for Compression {
+    fn from(name: CompressionName) -> Self {
+        match name {
+            CompressionName::Zstd => Self::Zstd,
+            CompressionName::Gzip => Self::Gzip,
+        }
+    }
+}
+
+/// Packs.
+pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
+    let (reference, mounted) = meant(&args.image)?;
+    let created = source_date_epoch()?;
+    check_place(&args.file, args.force)?;
+    let opened = context.open(&reference)?;
+    let found = opened.description.manifest_digest;
+    if mounted.is_some_and(|mounted| mounted != found) {
+        return Err(format!("{reference}: changed since it was mounted").into());
+    }
+    let bar = context
+        .output
+        .bar("packing", opened.image.tree().file_bytes());
+    let options = Options {
+        overwrite: args.force,
+        compression: args.compression.into(),
+        created,
+        timeout: context.settings.open.registry.timeout,
+        progress: &|bytes| bar.inc(bytes),
+    };
+    let origin = Origin::of(&reference.to_string());
+    let config = &opened.description.config;
+    let report = compact(&opened.image, config, &origin, &args.file, options)?;
+    bar.finish_and_clear();
+    for warning in report.lost.warnings() {
+        tracing::warn!("{reference}: {warning}");
+    }
+    tracing::info!("{}: {}", args.file.display(), bytes(report.bytes));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to pack. Of a mounted image, the manifest that is mounted.
+fn meant(text: &OsStr) -> Result<(Reference, Option<Digest>), Error> {
+    let not_a_reference = match parsed(text) {
+        Ok(reference) => return Ok((reference, None)),
+        Err(err) => err,
+    };
+    let Ok(Some(mounted)) = daemon::mounted_at(Path::new(text)) else {
+        return Err(not_a_reference);
+    };
+    let mut reference = parsed(OsStr::new(&mounted.reference))?;
+    if let Reference::Registry(registry) = &mut reference {
+        registry.digest = mounted.digest.or(registry.digest);
+    }
+    Ok((reference, mounted.digest))
+}
+
+/// The time that reproducible-builds.org lets a build say it is.
+fn source_date_epoch() -> Result<Option<i64>, Error> {
+    let Some(value) = environment(&["SOURCE_DATE_EPOCH"]) else {
+        return Ok(None);
+    };
+    let seconds = value.to_str().and_then(|text| text.parse().ok());
+    match seconds {
+        Some(seconds) => Ok(Some(seconds)),
+        None => Err(format!("$SOURCE_DATE_EPOCH: {value:?} is no number of seconds").into()),
+    }
+}

@@ -1,0 +1,366 @@
+//! `sifon inspect`: what an image says of itself.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+use sifon_mount::digest::Digest;
+use sifon_mount::image::open::Description;
+use sifon_mount::layer::zstd_chunked;
+use sifon_mount::source::manifest::{Descriptor, ImageConfig};
+
+use crate::output::{bytes, short};
+use crate::setting::{Context, Error, parsed};
+
+/// Show what an image is made of
+///
+/// Prints digest, platform, configuration and layers: their format, size, whether they can be read without being
+/// fetched whole, and whether the store has them. Only the manifest and the configuration are fetched.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image, such as docker://python:3.11
+    image: OsString,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints an image's description.
+pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
+    let reference = parsed(&args.image)?;
+    let description = context.describe(&reference)?;
+    let store = context.store();
+    let inspection = Inspection::new(reference.to_string(), &description, |layer| {
+        store.has_layer(layer)
+    });
+    let mut stdout = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut stdout, &inspection)?;
+        writeln!(stdout)?;
+    } else {
+        write!(stdout, "{inspection}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is printed. The names of the fields are those of the JSON: scripts depend on them.
+#[derive(Debug, Serialize)]
+struct Inspection {
+    reference: String,
+    /// What the reference names: an index or a manifest.
+    digest: Digest,
+    /// The manifest for the platform.
+    manifest: Digest,
+    os: String,
+    architecture: String,
+    created: Option<String>,
+    config: Config,
+    packed_bytes: u64,
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug, Serialize)]
+struct Config {
+    entrypoint: Vec<String>,
+    cmd: Vec<String>,
+    env: Vec<String>,
+    user: String,
+    working_dir: String,
+    labels: BTreeMap<String, String>,
+    exposed_ports: Vec<String>,
+    volumes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Layer {
+    digest: Digest,
+    diff_id: Option<Digest>,
+    media_type: String,
+    format: &'static str,
+    packed_bytes: u64,
+    /// Whether its files can be read before all of it has been fetched.
+    is_lazy: bool,
+    /// Whether the store has what is needed to read it.
+    is_stored: bool,
+}
+
+impl Inspection {
+    fn new(
+        reference: String,
+        description: &Description,
+        is_stored: impl Fn(Digest) -> bool,
+    ) -> Self {
+        let (manifest, config) = (&description.manifest, &description.config);
+        let layers: Vec<_> = manifest
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(index, descriptor)| Layer {
+                diff_id: config.diff_ids.get(index).copied(),
+                is_stored: is_stored(descriptor.digest),
+                ..Layer::from(descriptor)
+            })
+            .collect();
+        Self {
+            reference,
+            digest: description.top,
+            manifest: description.manifest_digest,
+            os: config.os.clone(),
+            architecture: config.architecture.clone(),
+            created: config.created.clone(),
+            config: Config::from(config),
+            packed_bytes: layers.iter().map(|layer| layer.packed_bytes).sum(),
+            layers,
+        }
+    }
+}
+
+impl From<&ImageConfig> for Config {
+    fn from(config: &ImageConfig) -> Self {
+        Self {
+            entrypoint: config.entrypoint.clone(),
+            cmd: config.cmd.clone(),
+            env: config.env.clone(),
+            user: config.user.clone(),
+            working_dir: config.working_dir.clone(),
+            labels: config.labels.clone(),
+            exposed_ports: config.exposed_ports.clone(),
+            volumes: config.volumes.clone(),
+        }
+    }
+}
+
+impl From<&Descriptor> for Layer {
+    /// What the manifest says of a layer; nothing of it is read.
+    fn from(descriptor: &Descriptor) -> Self {
+        let is_lazy = matches!(zstd_chunked::promised(&descriptor.annotations), Ok(Some(_)));
+        Self {
+            digest: descriptor.digest,
+            diff_id: None,
+            media_type: descriptor.media_type.clone(),
+            format: match is_lazy {
+                true => "zstd:chunked",
+                false => format(&descriptor.media_type),
+            },
+            packed_bytes: descriptor.size,
+            is_lazy,
+            is_stored: false,
+        }
+    }
+}
+
+/// The compression that a media type names; readers go by the bytes.
+fn format(media_type: &str) -> &'static str {
+    match media_type.rsplit_once(['+', '.']).map(|(_, last)| last) {
+        Some("gzip") => "gzip",
+        Some("zstd") => "zstd",
+        Some("tar") => "tar",
+        Some("encrypted") => "encrypted",
+        Some("squashfs") => "squashfs",
+        _ => "unknown",
+    }
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.config;
+        let one = |text: &str| Vec::from_iter((!text.is_empty()).then(|| plain(text)));
+        let all = |texts: &[String]| texts.iter().map(|text| plain(text)).collect();
+        let words = |words: &[String]| {
+            Vec::from_iter(
+                (!words.is_empty()).then(|| plain(&serde_json::json!(words).to_string())),
+            )
+        };
+        let labels = config.labels.iter();
+        let fields: [(&str, Vec<String>); 14] = [
+            ("Image", one(&self.reference)),
+            ("Digest", one(&self.digest.to_string())),
+            ("Manifest", one(&self.manifest.to_string())),
+            (
+                "Platform",
+                one(&format!("{}/{}", self.os, self.architecture)),
+            ),
+            ("Created", one(self.created.as_deref().unwrap_or_default())),
+            ("Entrypoint", words(&config.entrypoint)),
+            ("Cmd", words(&config.cmd)),
+            ("User", one(&config.user)),
+            ("WorkingDir", one(&config.working_dir)),
+            ("Env", all(&config.env)),
+            (
+                "Labels",
+                labels
+                    .map(|(name, value)| plain(&format!("{name}={value}")))
+                    .collect(),
+            ),
+            ("Ports", all(&config.exposed_ports)),
+            ("Volumes", all(&config.volumes)),
+            (
+                "Layers",
+                vec![format!(
+                    "{}, {} packed",
+                    self.layers.len(),
+                    bytes(self.packed_bytes)
+                )],
+            ),
+        ];
+        for (name, values) in &fields {
+            for (index, value) in values.iter().enumerate() {
+                let name = if index == 0 { name } else { "" };
+                writeln!(f, "{name:<11} {value}")?;
+            }
+        }
+        if self.layers.is_empty() {
+            return Ok(());
+        }
+        let row = ["LAYER", "SIZE", "FORMAT", "LAZY", "STORED", "MEDIA TYPE"];
+        let mut rows = vec![row.map(str::to_owned)];
+        let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
+        rows.extend(self.layers.iter().map(|layer| {
+            [
+                short(layer.digest),
+                bytes(layer.packed_bytes),
+                layer.format.into(),
+                yes(layer.is_lazy),
+                yes(layer.is_stored),
+                plain(&layer.media_type),
+            ]
+        }));
+        writeln!(f)?;
+        for [layer, size, format, lazy, stored, media_type] in rows {
+            writeln!(
+                f,
+                "{layer:<12}  {size:>10}  {format:<12}  {lazy:<4}  {stored:<6}  {media_type}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// `text` without anything that a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|character| match character.is_control() {
+            true => character.escape_default().to_string(),
+            false => character.to_string(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use sifon_mount::source::manifest::Document;
+
+    use super::*;
+
+    const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+    fn inspection() -> Inspection {
+        let layer = |text: &str| Digest::of(text.as_bytes());
+        let toc = BTreeMap::from([
+            (
+                "io.github.containers.zstd-chunked.manifest-position",
+                "100:50:200:1".to_owned(),
+            ),
+            (
+                "io.github.containers.zstd-chunked.manifest-checksum",
+                layer("toc").to_string(),
+            ),
+        ]);
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": "x", "digest": layer("config"), "size": 2},
+            "layers": [
+                {"mediaType": GZIP, "digest": layer("a"), "size": 1000},
+                {"mediaType": ZSTD, "digest": layer("b"), "size": 2000, "annotations": toc},
+            ],
+        });
+        let Document::Manifest(manifest) =
+            Document::parse(manifest.to_string().as_bytes()).unwrap()
+        else {
+            panic!("a manifest");
+        };
+        let config = ImageConfig {
+            os: "linux".into(),
+            architecture: "arm64".into(),
+            entrypoint: vec!["/bin/sh".into(), "-c".into()],
+            env: vec!["A=1".into(), "B=\u{1b}[31mred\n".into()],
+            diff_ids: vec![layer("A"), layer("B")],
+            ..ImageConfig::default()
+        };
+        let description = Description {
+            top: layer("index"),
+            manifest_digest: layer("manifest"),
+            manifest,
+            config,
+        };
+        Inspection::new("docker://x".into(), &description, |digest| {
+            digest == layer("a")
+        })
+    }
+
+    #[test]
+    fn the_table_shows_layers_with_what_they_cost() {
+        let text = inspection().to_string();
+        for line in [
+            "Image       docker://x",
+            "Platform    linux/arm64",
+            "Entrypoint  [\"/bin/sh\",\"-c\"]",
+            "Env         A=1",
+            "            B=\\u{1b}[31mred\\n",
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "{line}\n{text}");
+        }
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .rev()
+            .take(2)
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(rows[1][3..], ["gzip", "no", "yes", GZIP]);
+        assert_eq!(rows[0][3..], ["zstd:chunked", "yes", "no", ZSTD]);
+    }
+
+    #[test]
+    fn the_json_has_the_fields_that_scripts_know() {
+        let json = serde_json::to_value(inspection()).unwrap();
+        let keys = |value: &serde_json::Value| {
+            value
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let top = "architecture config created digest layers manifest os packed_bytes reference";
+        assert_eq!(keys(&json), top);
+        let config = "cmd entrypoint env exposed_ports labels user volumes working_dir";
+        assert_eq!(keys(&json["config"]), config);
+        let layer = "diff_id digest format is_lazy is_stored media_type packed_bytes";
+        assert_eq!(keys(&json["layers"][0]), layer);
+        assert_eq!(json["packed_bytes"], 3000);
+        assert_eq!(json["layers"][1]["diff_id"], Digest::of(b"B").to_string());
+    }
+
+    #[test]
+    fn formats_are_those_of_the_media_types() {
+        for (media_type, expected) in [
+            (GZIP, "gzip"),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", "gzip"),
+            (ZSTD, "zstd"),
+            ("application/vnd.oci.image.layer.v1.tar", "tar"),
+            ("application/vnd.docker.image.rootfs.diff.tar", "tar"),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+                "encrypted",
+            ),
+            ("", "unknown"),
+        ] {
+            assert_eq!(format(media_type), expected, "{media_type}");
+        }
+    }
+}
