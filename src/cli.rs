@@ -9,7 +9,7 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, hint, inspect, mount, umount};
+use crate::command::{cache, compact, exec, hint, inspect, mount, umount};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
 
@@ -42,13 +42,26 @@ struct Cli {
 enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
+    Exec(exec::Args),
     Compact(compact::Args),
     Inspect(inspect::Args),
     Cache(cache::Args),
-    #[command(hide = true, name = mount::SERVE_VERB)]
-    ServeMount,
-    #[command(hide = true, name = mount::WATCH_VERB)]
-    WatchMount,
+}
+
+/// What this program is when it has started itself: then its only argument is a hidden verb, and it hears the rest from
+/// the one that started it. `None` if a user did.
+fn as_helper() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    let verb = arguments.next().filter(|_| arguments.next().is_none())?;
+    match verb.to_str()? {
+        exec::SERVER => Some(exec::serve()),
+        mount::SERVE_VERB => Some(mount::serve()),
+        mount::WATCH_VERB => {
+            sifon_mount::daemon::watch();
+            Some(ExitCode::SUCCESS)
+        }
+        _ => None,
+    }
 }
 
 /// Options of every command.
@@ -153,6 +166,9 @@ impl SettingArgs {
 
 /// Does what the command line says; the status is Singularity's.
 pub fn main() -> ExitCode {
+    if let Some(status) = as_helper() {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(err) => {
@@ -165,23 +181,14 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    // These processes have their settings from the one that started them.
-    match cli.command {
-        Command::ServeMount => return mount::serve(),
-        Command::WatchMount => {
-            sifon_mount::daemon::watch();
-            return ExitCode::SUCCESS;
-        }
-        _ => {}
-    }
     let context = Context::new(cli.settings.resolved());
     let done = match &cli.command {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(args),
+        Command::Exec(args) => exec::run(&context, args),
         Command::Compact(args) => compact::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),
-        Command::ServeMount | Command::WatchMount => unreachable!("served above"),
     };
     done.unwrap_or_else(|err| {
         fatal(&*err, hint(&err).as_deref());

@@ -10,7 +10,6 @@ use std::process::ExitCode;
 
 use sifon_mount::fuse::{self, View};
 use sifon_mount::image::{AddError, AdditionKind, Image, Owners};
-use sifon_mount::reference::Reference;
 
 use crate::container;
 use crate::container::bind::{self, BindRequest};
@@ -21,7 +20,7 @@ use crate::container::namespaces::Privilege;
 use crate::container::plan::{self, Host, IfMissing, Options, TargetKind};
 use crate::container::server::{self, Prepared, Refusal, Server};
 use crate::container::wire::{Placed, Ready, Request, Target};
-use crate::setting::{Context, Error, Settings};
+use crate::setting::{Context, Error, Settings, parsed};
 
 /// The hidden verb of the process that serves the image.
 pub const SERVER: &str = "serve-for-exec";
@@ -63,8 +62,8 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
 
 fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
     let (image, words) = args.words.split_first().ok_or("no image was named")?;
-    let text = image.to_str().ok_or("the image's name is not UTF-8")?;
-    let reference: Reference = text.parse()?;
+    let reference = parsed(image)?;
+    let text = image.to_string_lossy();
     let (binds, bind_text) = binds(args)?;
     // It starts while this process finds out the rest.
     let server = Server::start(SERVER)?;
@@ -94,8 +93,8 @@ fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
             .home
             .as_deref()
             .map(|home| home.as_os_str().as_bytes().to_vec()),
-        name: name_of(text).into(),
-        container: text.into(),
+        name: name_of(&text).into(),
+        container: text.as_bytes().to_vec(),
         bind: bind_text,
         command: b"exec".to_vec(),
     };

@@ -2,11 +2,13 @@
 
 pub mod cache;
 pub mod compact;
+pub mod exec;
 pub mod inspect;
 pub mod mount;
 pub mod umount;
 
 use sifon_mount::daemon::UnmountError;
+use sifon_mount::image::open::OpenError;
 use sifon_mount::reference::ParseReferenceError;
 
 use crate::setting::Error;
@@ -19,5 +21,8 @@ pub fn hint(error: &Error) -> Option<String> {
     if let Some(err) = error.downcast_ref::<UnmountError>() {
         return err.hint();
     }
-    mount::hint(error)
+    if let Some(err) = error.downcast_ref::<OpenError>() {
+        return err.hint();
+    }
+    exec::hint(error).or_else(|| mount::hint(error))
 }

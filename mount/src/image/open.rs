@@ -147,6 +147,19 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Source(err) => err.hint(),
+            Self::Store { .. } => {
+                Some("name a directory with room: --store DIR or SIFON_STORE".into())
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Opens the image that `reference` names. Returns when all of it can be read: seekable layers at once, others when
 /// they have streamed. `progress` is called from several threads.
 pub fn open(
