@@ -95,6 +95,12 @@ impl<'a> Merging<'a> {
         if hiding.is_empty() {
             return Ok(());
         }
+        // What a path leads to may itself be hidden here; so that this does not depend on where the two
+        // stand, names go before the contents of directories, and shallow paths before those below.
+        hiding.sort_by_cached_key(|entry| {
+            let slashes = entry.path.iter().filter(|&&byte| byte == b'/').count();
+            (entry.kind == Kind::Opaque, slashes, entry.path)
+        });
         self.last = None;
         let replaced = self.replaced_links(layer)?;
         for entry in hiding {

@@ -35,9 +35,14 @@ impl Model {
 
     /// Extracts one layer over what is there; returns the entries that can be extracted.
     pub fn extract(&mut self, layer: &[Entry]) -> Vec<Entry> {
-        let lower = self.without_replaced_links(layer);
-        for entry in layer {
-            lower.hide(entry, &mut self.files);
+        let mut lower = self.without_replaced_links(layer);
+        for kind in [Kind::Whiteout, Kind::Opaque] {
+            let hiding = layer.iter().filter(|entry| entry.kind == kind);
+            let paths = hiding.map(|entry| text(&entry.path));
+            let shallow_first = BTreeSet::from_iter(paths.map(|path| (parents(&path).len(), path)));
+            for (_, path) in shallow_first {
+                self.hide(&kind, &path, &mut lower);
+            }
         }
         let accepted = |entry: &&Entry| self.add(entry).is_ok();
         layer.iter().filter(accepted).cloned().collect()
@@ -55,18 +60,16 @@ impl Model {
         lower
     }
 
-    fn hide(&self, entry: &Entry, files: &mut BTreeMap<String, Rc<Entry>>) {
-        let path = text(&entry.path);
-        let is_opaque = entry.kind == Kind::Opaque;
-        let hidden = match entry.kind {
-            Kind::Whiteout => self.place(&path),
-            Kind::Opaque => match self.real(&path) {
-                Real::Path(path) => Some(path).filter(|path| self.is_directory(path)),
-                _ => None,
-            },
-            _ => None,
+    /// Hides here and in `lower` what `path` leads to there.
+    fn hide(&mut self, kind: &Kind, path: &str, lower: &mut Self) {
+        let is_opaque = *kind == Kind::Opaque;
+        let hidden = match lower.real(path) {
+            Real::Path(real) if is_opaque => Some(real).filter(|real| lower.is_directory(real)),
+            _ if is_opaque => None,
+            _ => lower.place(path).filter(|place| !place.is_empty()),
         };
-        if let Some(hidden) = hidden {
+        let Some(hidden) = hidden else { return };
+        for files in [&mut self.files, &mut lower.files] {
             files.retain(|path, _| !is_below(path, &hidden) && (is_opaque || *path != hidden));
         }
     }

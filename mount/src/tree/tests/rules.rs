@@ -72,6 +72,36 @@ fn what_is_hidden_in_a_directory_that_replaces_a_link_is_not_sought_where_the_li
 }
 
 #[test]
+fn what_is_hidden_behind_a_hidden_link_stays_wherever_the_two_stand() {
+    let lower = vec![
+        dir("d"),
+        file("d/f"),
+        symlink("l", "d"),
+        dir("e"),
+        symlink("e/l", "/d"),
+    ];
+    let hiding = [
+        whiteout("l"),
+        opaque("l"),
+        opaque("e"),
+        opaque("e/l"),
+        whiteout("e/l/f"),
+    ];
+    for start in 0..hiding.len() {
+        let mut upper = hiding.to_vec();
+        upper.rotate_left(start);
+        let shown = names(&[lower.clone(), upper.clone()]);
+        assert_eq!(
+            shown,
+            ["d/", "e/"],
+            "whiteouts go first: through `e/l` one takes `d/f`"
+        );
+        upper.retain(|entry| *entry != whiteout("e/l/f"));
+        assert_eq!(names(&[lower.clone(), upper]), ["d/", "d/f", "e/"]);
+    }
+}
+
+#[test]
 fn of_names_that_a_layer_has_twice_the_last_wins() {
     let layers = [vec![
         owned_by(1, file("f")),
