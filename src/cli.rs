@@ -9,7 +9,7 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, hint, inspect, mount, umount};
+use crate::command::{cache, compact, exec, hint, inspect, mount, umount};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
 
@@ -42,6 +42,7 @@ struct Cli {
 enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
+    Exec(exec::Args),
     Compact(compact::Args),
     Inspect(inspect::Args),
     Cache(cache::Args),
@@ -49,6 +50,8 @@ enum Command {
     ServeMount,
     #[command(hide = true, name = mount::WATCH_VERB)]
     WatchMount,
+    #[command(hide = true, name = exec::SERVE_VERB)]
+    ServeExec,
 }
 
 /// Options of every command.
@@ -168,6 +171,7 @@ pub fn main() -> ExitCode {
     // These processes have their settings from the one that started them.
     match cli.command {
         Command::ServeMount => return mount::serve(),
+        Command::ServeExec => return exec::serve(),
         Command::WatchMount => {
             sifon_mount::daemon::watch();
             return ExitCode::SUCCESS;
@@ -178,10 +182,13 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(args),
+        Command::Exec(args) => exec::run(&context, args),
         Command::Compact(args) => compact::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),
-        Command::ServeMount | Command::WatchMount => unreachable!("served above"),
+        Command::ServeMount | Command::WatchMount | Command::ServeExec => {
+            unreachable!("served above")
+        }
     };
     done.unwrap_or_else(|err| {
         fatal(&*err, hint(&err).as_deref());

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod compact;
+pub mod exec;
 pub mod inspect;
 pub mod mount;
 pub mod umount;
@@ -19,5 +20,5 @@ pub fn hint(error: &Error) -> Option<String> {
     if let Some(err) = error.downcast_ref::<UnmountError>() {
         return err.hint();
     }
-    mount::hint(error)
+    mount::hint(error).or_else(|| exec::hint(error))
 }
