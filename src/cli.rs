@@ -54,7 +54,7 @@ fn as_helper() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let verb = arguments.next().filter(|_| arguments.next().is_none())?;
     match verb.to_str()? {
-        exec::SERVER => Some(exec::serve()),
+        exec::SERVE_VERB => Some(exec::serve()),
         mount::SERVE_VERB => Some(mount::serve()),
         mount::WATCH_VERB => {
             sifon_mount::daemon::watch();

@@ -54,6 +54,7 @@ impl Output {
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
             .event_format(SingularityFormat)
             .finish();
         // Fails only where a test has set its own.

@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use sifon_mount::fuse::{self, View};
+use sifon_mount::image::open::OnProgress;
 use sifon_mount::image::{AddError, AdditionKind, Image, Owners};
 
 use crate::container;
@@ -18,12 +19,12 @@ use crate::container::identity::Identity;
 use crate::container::launch::Launch;
 use crate::container::namespaces::Privilege;
 use crate::container::plan::{self, Host, IfMissing, Options, TargetKind};
-use crate::container::server::{self, Prepared, Refusal, Server};
-use crate::container::wire::{Placed, Ready, Request, Target};
+use crate::container::server::{self, Opening, Prepared, Refusal, Server};
+use crate::container::wire::{Placed, Ready, Target};
 use crate::setting::{Context, Error, Settings, parsed};
 
 /// The hidden verb of the process that serves the image.
-pub const SERVER: &str = "serve-for-exec";
+pub const SERVE_VERB: &str = "serve-exec";
 
 /// Run a program in an image
 ///
@@ -62,11 +63,10 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
 
 fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
     let (image, words) = args.words.split_first().ok_or("no image was named")?;
-    let reference = parsed(image)?;
-    let text = image.to_string_lossy();
+    parsed(image)?;
     let (binds, bind_text) = binds(args)?;
     // It starts while this process finds out the rest.
-    let server = Server::start(SERVER)?;
+    let server = Server::start(SERVE_VERB)?;
     let identity = Identity::of_caller()?;
     let directory = std::env::current_dir()
         .ok()
@@ -93,17 +93,19 @@ fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
             .home
             .as_deref()
             .map(|home| home.as_os_str().as_bytes().to_vec()),
-        name: name_of(&text).into(),
-        container: text.as_bytes().to_vec(),
+        name: name_of(image.as_bytes()).to_vec(),
+        container: image.as_bytes().to_vec(),
         bind: bind_text,
         command: b"exec".to_vec(),
     };
+    let progress = context.output.progress();
     let launch = Launch {
         identity: &identity,
         plan: &plan,
         environment,
         settings: serde_json::to_value(&context.settings)?,
-        reference: reference.to_string(),
+        image: image.clone(),
+        on_progress: &|step| on_progress(step, &progress),
     };
     Ok(launch.become_program(server, |_| words.to_vec())?)
 }
@@ -166,8 +168,15 @@ fn named(piece: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// What the image is called inside: the last part of its name.
-fn name_of(reference: &str) -> &str {
-    reference.rsplit(['/']).next().unwrap_or(reference)
+fn name_of(image: &[u8]) -> &[u8] {
+    image.rsplit(|&byte| byte == b'/').next().unwrap_or(image)
+}
+
+/// A step that this version does not know is not worth failing for.
+fn on_progress(step: serde_json::Value, progress: &OnProgress) {
+    if let Ok(step) = serde_json::from_value(step) {
+        progress(step);
+    }
 }
 
 /// The process that serves the image; see [`server::serve`].
@@ -179,22 +188,25 @@ pub fn serve() -> ExitCode {
 }
 
 /// Opens the image, adds what the client's binds need, and serves it.
-fn prepared(
-    request: Request,
-    connection: OwnedFd,
-    privilege: Privilege,
-) -> Result<Prepared, Refusal> {
-    shown(request, connection, privilege).map_err(|error| {
+fn prepared(opening: Opening) -> Result<Prepared, Refusal> {
+    shown(opening).map_err(|error| {
         let hint = super::hint(&error);
         Refusal { error, hint }
     })
 }
 
-fn shown(request: Request, connection: OwnedFd, privilege: Privilege) -> Result<Prepared, Error> {
+fn shown(opening: Opening) -> Result<Prepared, Error> {
+    let Opening {
+        request,
+        connection,
+        privilege,
+        teller,
+    } = opening;
     let settings: Settings = serde_json::from_value(request.settings)?;
     let timeout = settings.open.registry.timeout;
     let context = Context::new(settings);
-    let opened = context.open(&request.reference.parse()?)?;
+    let progress: OnProgress = Arc::new(move |step| teller.tell(&step));
+    let opened = context.open_telling(&parsed(&request.image)?, &progress)?;
     // Before the kernel has asked for anything, so that it has nothing to forget.
     let targets = request
         .targets

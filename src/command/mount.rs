@@ -132,8 +132,7 @@ fn mounted(
         fuse: FuseOptions {
             source: daemon::source_of(&reference.to_string(), digest),
             allow_other: allow_other || rustix::process::getuid().is_root(),
-            suid: false,
-            dev: false,
+            ..FuseOptions::default()
         },
         view: View {
             timeout: context.settings.open.registry.timeout,

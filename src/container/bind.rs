@@ -163,4 +163,26 @@ mod tests {
             assert!(requests(OsStr::new(text)).is_err(), "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn escaped_paths_read_back_whatever_is_in_them(
+            names in proptest::collection::vec("[^\\\\\0]{1,8}", 2),
+            is_read_only in proptest::bool::ANY,
+        ) {
+            let [source, target] = [&names[0], &names[1]].map(|name| format!("/{name}"));
+            let escaped = |path: &str| path.replace(':', r"\:").replace(',', r"\,");
+            let access = if is_read_only { ":ro" } else { "" };
+            let text = format!("{}:{}{access}", escaped(&source), escaped(&target));
+            proptest::prop_assert_eq!(
+                requests(OsStr::new(&text)),
+                Ok(vec![bind(&source, &target, is_read_only)])
+            );
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
+            let _ = requests(OsStr::from_bytes(&text));
+        }
+    }
 }

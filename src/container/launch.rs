@@ -25,7 +25,9 @@ pub struct Launch<'a> {
     /// The settings with which the server opens the image.
     pub settings: serde_json::Value,
     /// The image as the user named it.
-    pub reference: String,
+    pub image: OsString,
+    /// Hears how far the opening of the image is. Must start no thread.
+    pub on_progress: &'a dyn Fn(serde_json::Value),
 }
 
 impl Launch<'_> {
@@ -40,10 +42,10 @@ impl Launch<'_> {
         let privilege = Privilege::of_caller();
         let request = Request {
             settings: self.settings,
-            reference: self.reference,
+            image: self.image,
             targets: targets(self.plan),
         };
-        let (ready, joinable) = server.ask(&request)?;
+        let (ready, joinable) = server.ask(&request, self.on_progress)?;
         let image = namespaces::join(joinable)?;
         binds::make(&image, &self.plan.binds, &ready.targets, self.identity)?;
         namespaces::change_root(&image)?;

@@ -4,19 +4,19 @@
 //! exists on every host, and nothing is hidden there: paths of processes that are in already, or that
 //! go back to the host's root by a descriptor, still start below it.
 
-use std::ffi::CString;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::WaitOptions;
 use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 use serde::{Deserialize, Serialize};
+use sifon_mount::sys::mount::FuseOptions;
 use sifon_mount::sys::{namespace, process};
 
 use super::error::Error;
@@ -313,42 +313,27 @@ pub fn change_root(image: &OwnedFd) -> Result<(), Error> {
     rustix::process::chdir("/").map_err(failed)
 }
 
-/// How a FUSE file system is mounted for the programs of one caller.
-pub fn fuse_options(privilege: Privilege) -> String {
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
-    let others = match privilege {
-        Privilege::Root => ",allow_other",
-        // Nobody else is in the namespace.
-        Privilege::User => "",
-    };
-    format!(
-        "rootmode=40000,user_id={uid},group_id={gid},default_permissions,max_read=1048576{others}"
-    )
-}
-
-/// Mounts a FUSE file system on `target`, and gives its connection. Opens /dev/fuse in the user
-/// namespace in which it mounts, because the kernel demands that.
-pub fn mount_fuse(target: &str, options: &str) -> Result<OwnedFd, Error> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let connection = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|err| {
-        Error::System {
+/// Mounts a FUSE file system on `target` for the programs of this caller, and gives its connection.
+/// Opens /dev/fuse in the user namespace in which it mounts, because the kernel demands that.
+pub fn mount_fuse(target: &str, privilege: Privilege) -> Result<OwnedFd, Error> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    device.map_err(|source| Error::System {
         action: "/dev/fuse".into(),
-        source: err.into(),
+        source,
         hint: Some(
             "the kernel module fuse must be loaded, and /dev/fuse readable and writable for all; \
              inside a container the device must be passed in"
                 .into(),
         ),
-    }
     })?;
-    let number = connection.as_raw_fd();
-    let data = CString::new(format!("fd={number},{options}"))
-        .expect("the options are numbers and words of ours");
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("sifon", target, "fuse.sifon", flags, data.as_c_str())
-        .map_err(|err| forbidden("mount of the image", err.into()))?;
-    Ok(connection)
+    let options = FuseOptions {
+        // In a namespace of one user there is nobody else.
+        allow_other: privilege == Privilege::Root,
+        checks_permissions: true,
+        ..FuseOptions::default()
+    };
+    sifon_mount::sys::mount::mount_fuse(Path::new(target), &options)
+        .map_err(|err| forbidden("mount of the image", err))
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Error> {

@@ -92,6 +92,12 @@ fn found(name: &OsStr, path: &[u8]) -> Result<PathBuf, Error> {
                 "exec {}: permission denied",
                 name.display()
             ))),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                let name = name.display();
+                Err(Error::Refused(format!(
+                    "stat {name}: no such file or directory"
+                )))
+            }
             Err(err) => Err(Error::system(format!("stat {}", name.display()), err)),
         };
     }
@@ -141,7 +147,7 @@ mod tests {
                 r#""passwd-not-in-path": executable file not found in $PATH"#,
             ),
             ("/etc/passwd", "exec /etc/passwd: permission denied"),
-            ("/nonesuch", "stat /nonesuch"),
+            ("/nonesuch", "stat /nonesuch: no such file or directory"),
             ("/etc", "exec /etc: permission denied"),
         ] {
             assert_eq!(

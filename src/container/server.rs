@@ -3,20 +3,19 @@
 //! It stays in the host's namespaces, so that the store, credential helpers and the network are the
 //! user's. It keeps nothing that it inherited but, until the image can be read, standard error.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{Mode, OFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt;
-use sifon_mount::sys::process;
+use serde::Serialize;
+use sifon_mount::sys::{descriptor, process};
 
 use super::error::{Error, in_one_line};
 use super::namespaces::{self, Joinable, Privilege};
@@ -39,7 +38,6 @@ impl Server {
             .stdin(Stdio::from(there))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
-            .current_dir("/")
             .spawn()
             .map_err(failed)?;
         // It goes on as another process, so that the program never has a child it did not start.
@@ -53,17 +51,31 @@ impl Server {
     }
 
     /// Asks for an image, and waits until it can be read; the server's own limits end the wait.
-    pub fn ask(self, request: &Request) -> Result<(Ready, Joinable), Error> {
+    /// `on_progress` hears how far that is.
+    pub fn ask(
+        self,
+        request: &Request,
+        on_progress: &dyn Fn(serde_json::Value),
+    ) -> Result<(Ready, Joinable), Error> {
         let failed = |err| Error::system("the image's server", err);
         wire::send(self.0.as_fd(), request, &[]).map_err(failed)?;
-        match wire::receive::<Reply>(self.0.as_fd()).map_err(failed)? {
-            Some((Reply::Ready(ready), descriptors)) => Joinable::from_descriptors(descriptors)
-                .map(|joinable| (ready, joinable))
-                .ok_or_else(|| Error::Refused("the image's server sent no namespaces".into())),
-            Some((Reply::Failed { message, hint }, _)) => Err(Error::Reported { message, hint }),
-            None => Err(Error::Refused(
-                "the image's server ended before the image could be read".into(),
-            )),
+        loop {
+            match wire::receive::<Reply>(self.0.as_fd()).map_err(failed)? {
+                Some((Reply::Progress(step), _)) => on_progress(step),
+                Some((Reply::Ready(ready), descriptors)) => {
+                    let joinable = Joinable::from_descriptors(descriptors);
+                    return joinable.map(|joinable| (ready, joinable)).ok_or_else(|| {
+                        Error::Refused("the image's server sent no namespaces".into())
+                    });
+                }
+                Some((Reply::Failed { message, hint }, _)) => {
+                    return Err(Error::Reported { message, hint });
+                }
+                None => {
+                    let problem = "the image's server ended before the image could be read";
+                    return Err(Error::Refused(problem.into()));
+                }
+            }
         }
     }
 }
@@ -76,9 +88,42 @@ pub struct Prepared {
     pub session: Box<dyn FnOnce() + Send>,
 }
 
-/// What opens and serves the image of a request: it gets the connection to /dev/fuse of a file system
-/// that is mounted, and for whom that is. It runs in a thread of its own.
-pub type Prepare = Box<dyn FnOnce(Request, OwnedFd, Privilege) -> Result<Prepared, Refusal> + Send>;
+/// A request for an image, with what is needed to show it.
+pub struct Opening {
+    /// What the client asked.
+    pub request: Request,
+    /// The connection to /dev/fuse of a file system that is mounted and waits to be served.
+    pub connection: OwnedFd,
+    /// For whom that is.
+    pub privilege: Privilege,
+    /// Where to tell how far the opening is.
+    pub teller: Teller,
+}
+
+/// What opens and serves an image. It runs in a thread of its own.
+pub type Prepare = Box<dyn FnOnce(Opening) -> Result<Prepared, Refusal> + Send>;
+
+/// Tells a client how far the opening of its image is.
+#[derive(Clone)]
+pub struct Teller(Arc<Mutex<OwnedFd>>);
+
+impl Teller {
+    /// Sends one step. It is lost when the client does not keep up, because it may be stopped.
+    pub fn tell(&self, step: &impl Serialize) {
+        let Ok(step) = serde_json::to_value(step) else {
+            return;
+        };
+        let socket = self.0.lock().expect("sending does not panic");
+        // Writable means that a good part of the buffer is free, far more than a step takes.
+        let mut watched = [PollFd::new(&*socket, PollFlags::OUT)];
+        if rustix::event::poll(&mut watched, Some(&Timespec::default()))
+            .is_ok_and(|ready| ready > 0)
+        {
+            // A client that is gone is noticed elsewhere.
+            let _ = wire::send(socket.as_fd(), &Reply::Progress(step), &[]);
+        }
+    }
+}
 
 /// Why an image cannot be served, and what the user can do about it.
 pub struct Refusal {
@@ -109,9 +154,7 @@ pub fn serve(prepare: Prepare) -> Result<(), Error> {
 fn begin() -> io::Result<OwnedFd> {
     process::close_inherited(3)?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    let null = null()?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
+    descriptor::let_go_of_input_and_output()?;
     process::detach()?;
     let _ = rustix::thread::set_name(c"sifon-server");
     wire::require_same_user(&socket)?;
@@ -125,10 +168,16 @@ fn answer(socket: &OwnedFd, prepare: Prepare) -> Result<(), Error> {
         return Ok(());
     };
     let privilege = Privilege::of_caller();
-    let (joinable, connection) = namespaces::create(privilege, || {
-        namespaces::mount_fuse("/", &namespaces::fuse_options(privilege))
-    })?;
-    let prepared = match prepared(socket, move || prepare(request, connection, privilege)) {
+    let (joinable, connection) =
+        namespaces::create(privilege, || namespaces::mount_fuse("/", privilege))?;
+    let teller = Teller(Arc::new(Mutex::new(socket.try_clone().map_err(failed)?)));
+    let opening = Opening {
+        request,
+        connection,
+        privilege,
+        teller,
+    };
+    let prepared = match prepared(socket, move || prepare(opening)) {
         Outcome::Prepared(prepared) => prepared,
         Outcome::ClientIsGone => return Ok(()),
         Outcome::Refused(Refusal { error, hint }) => {
@@ -138,7 +187,9 @@ fn answer(socket: &OwnedFd, prepare: Prepare) -> Result<(), Error> {
             });
         }
     };
-    let _ = null().map(|null| rustix::stdio::dup2_stderr(&null));
+    // Nothing of the client's is kept from here on: not its terminal, not its directory.
+    descriptor::let_go_of_stderr().map_err(failed)?;
+    rustix::process::chdir("/").map_err(|err| failed(err.into()))?;
     let descriptors = joinable.descriptors();
     wire::send(socket.as_fd(), &Reply::Ready(prepared.ready), &descriptors).map_err(failed)?;
     // From here on the namespaces are the client's alone: they end when its last process does, the
@@ -201,7 +252,56 @@ fn prepared(
     }
 }
 
-fn null() -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(rustix::fs::open("/dev/null", flags, Mode::empty()).map(File::from)?)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_lost_rather_than_waited_for() {
+        let (client, server) = wire::pair().unwrap();
+        let teller = Teller(Arc::new(Mutex::new(server)));
+        for step in 0..50_000 {
+            teller.tell(&step);
+        }
+        drop(teller);
+        let mut told = 0;
+        while let Some((reply, _)) = wire::receive::<Reply>(client.as_fd()).unwrap() {
+            assert!(matches!(reply, Reply::Progress(step) if step == told));
+            told += 1;
+        }
+        assert!(told > 10 && told < 50_000, "{told}");
+    }
+
+    #[test]
+    fn a_client_hears_of_progress_and_then_the_answer() {
+        let (client, server) = wire::pair().unwrap();
+        let served = thread::spawn(move || {
+            let (request, _) = wire::receive::<Request>(server.as_fd()).unwrap().unwrap();
+            Teller(Arc::new(Mutex::new(server.try_clone().unwrap()))).tell(&"half");
+            let message = format!("no {}", request.image.display());
+            wire::send(
+                server.as_fd(),
+                &Reply::Failed {
+                    message,
+                    hint: None,
+                },
+                &[],
+            )
+            .unwrap();
+        });
+        let request = Request {
+            settings: serde_json::Value::Null,
+            image: "x".into(),
+            targets: Vec::new(),
+        };
+        let heard = std::cell::RefCell::new(Vec::new());
+        let error = Server(client)
+            .ask(&request, &|step| heard.borrow_mut().push(step))
+            .unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), heard.into_inner()),
+            ("no x", vec!["half".into()])
+        );
+        served.join().unwrap();
+    }
 }

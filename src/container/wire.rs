@@ -1,5 +1,6 @@
 //! What a client and its server say to each other: frames of JSON on a socket, with descriptors.
 
+use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,8 +20,8 @@ use super::plan::{IfMissing, TargetKind};
 pub struct Request {
     /// The client's settings, as the command that opens the image understands them.
     pub settings: serde_json::Value,
-    /// The image as the user named it.
-    pub reference: String,
+    /// The image as the user named it; paths count from the client's directory, where the server starts.
+    pub image: OsString,
     /// Where the client will bind something.
     pub targets: Vec<Target>,
 }
@@ -41,6 +42,8 @@ pub struct Target {
 /// What a server answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
+    /// How far the opening of the image is; any number of these come before one of the others.
+    Progress(serde_json::Value),
     /// The image can be read; the descriptors of [`super::namespaces::Joinable`] come along.
     Ready(Ready),
     /// It cannot.

@@ -66,7 +66,8 @@ fn readers_of_a_killed_servers_image_get_an_error_at_once() {
             server.kill();
             server.wait();
         }
-        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        // Fails if the shell needed a page of its own file in the meantime, and died of that.
+        let _ = child.stdin.take().unwrap().write_all(b"\n");
         let mut said = String::new();
         child
             .stderr

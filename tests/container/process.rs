@@ -49,7 +49,10 @@ fn a_program_that_is_missing_or_not_executable_is_fatal_in_singularitys_words() 
                 "plain",
                 "FATAL:   \"plain\": executable file not found in $PATH\n",
             ),
-            ("/bin/nonesuch", "FATAL:   stat /bin/nonesuch: "),
+            (
+                "/bin/nonesuch",
+                "FATAL:   stat /bin/nonesuch: no such file or directory\n",
+            ),
             (
                 "/bin/plain",
                 "FATAL:   exec /bin/plain: permission denied\n",

@@ -16,6 +16,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::image::{AddError, Added, AdditionKind, Image, Owners};
+use crate::sys;
 use filesystem::ImageFileSystem;
 
 /// How an image is shown.
@@ -56,7 +57,8 @@ pub fn serve(image: Arc<Image>, connection: OwnedFd, view: View) -> io::Result<S
     // Who may look into the mount is decided by the kernel, from the options it was mounted with.
     config.acl = SessionACL::All;
     config.n_threads = Some(view.threads.max(1));
-    config.clone_fd = can_open_connections();
+    // A descriptor for each thread spreads requests better.
+    config.clone_fd = sys::mount::can_clone(&connection);
     let file_system = ImageFileSystem::new(Arc::clone(&image), view)?;
     let session = Session::from_fd(file_system, connection, SessionACL::All, config)?;
     let notifier = session.notifier();
@@ -70,18 +72,6 @@ pub fn serve(image: Arc<Image>, connection: OwnedFd, view: View) -> io::Result<S
         notifier,
         ended,
     })
-}
-
-/// Whether each thread can have a connection of its own, which spreads requests better: fuser opens
-/// /dev/fuse for that, which a plain user may be unable to, and which may be missing after pivot_root.
-fn can_open_connections() -> bool {
-    let device = std::fs::File::options();
-    device
-        .clone()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .is_ok()
 }
 
 impl Served {

@@ -32,6 +32,8 @@ pub struct FuseOptions {
     pub source: String,
     /// Whether other users may look into the mount; the kernel then checks the image's permission bits.
     pub allow_other: bool,
+    /// Whether the kernel checks the image's permission bits for the only user of the mount too.
+    pub checks_permissions: bool,
     /// Whether setuid programs of the image change the user.
     pub suid: bool,
     /// Whether device files of the image can be opened.
@@ -43,6 +45,7 @@ impl Default for FuseOptions {
         Self {
             source: "sifon".into(),
             allow_other: false,
+            checks_permissions: false,
             suid: false,
             dev: false,
         }
@@ -62,7 +65,10 @@ pub fn mount_fuse(target: &Path, options: &FuseOptions) -> io::Result<OwnedFd> {
         rustix::process::getgid().as_raw(),
     );
     if options.allow_other {
-        data.push_str(",allow_other,default_permissions");
+        data.push_str(",allow_other");
+    }
+    if options.allow_other || options.checks_permissions {
+        data.push_str(",default_permissions");
     }
     let data = CString::new(data).expect("made of numbers and words");
     rustix::mount::mount(
@@ -73,6 +79,22 @@ pub fn mount_fuse(target: &Path, options: &FuseOptions) -> io::Result<OwnedFd> {
         data.as_c_str(),
     )?;
     Ok(connection)
+}
+
+/// `FUSE_DEV_IOC_CLONE` of linux/fuse.h.
+const CLONE_CONNECTION: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
+
+/// Whether this process can open further descriptors of a connection. Before Linux 6.6 or so it must be in the
+/// user namespace in which the connection was opened; and it needs /dev/fuse.
+pub fn can_clone(connection: &OwnedFd) -> bool {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let Ok(device) = rustix::fs::open("/dev/fuse", flags, Mode::empty()) else {
+        return false;
+    };
+    let number = connection.as_raw_fd().unsigned_abs();
+    // SAFETY: the call reads a number of 32 bits, which outlives it.
+    let cloned = unsafe { libc::ioctl(device.as_raw_fd(), CLONE_CONNECTION, &raw const number) };
+    cloned == 0
 }
 
 fn flags(options: &FuseOptions) -> MountFlags {
@@ -138,7 +160,10 @@ fn fusermount_options(options: &FuseOptions) -> String {
         text.push_str(",nodev");
     }
     if options.allow_other {
-        text.push_str(",allow_other,default_permissions");
+        text.push_str(",allow_other");
+    }
+    if options.allow_other || options.checks_permissions {
+        text.push_str(",default_permissions");
     }
     text
 }
