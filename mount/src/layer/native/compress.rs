@@ -2,13 +2,14 @@
 
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::digest::ChunkDigest;
 use crate::layer::table::Codec;
 
-/// The zstd level of native chunks, and so of the SIF files that copy them. Level 1 costs 0.64 of level
-/// 3's time and 3 % more bytes on a Python image, and streaming a layer is bound by exactly this work.
+/// The zstd level of native chunks, and so of the SIF files that copy them. Measured in blocks of 128 KiB on the libraries
+/// and on the programs of a Python image: level 3 takes 1.2 to 1.7 times as long and saves 3 to 5 % of the bytes, and
+/// streaming a layer is bound by exactly this work.
 pub const LEVEL: i32 = 1;
 
 /// One chunk to compress; its result goes back under the same `sequence`.
@@ -36,7 +37,8 @@ impl Compressors {
     /// As many threads as the machine has cores.
     pub fn start() -> Self {
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        let (jobs, queue) = bounded(2 * threads);
+        // Each layer bounds what it has in flight.
+        let (jobs, queue) = unbounded();
         for _ in 0..threads {
             let queue = queue.clone();
             thread::spawn(move || compress_all(&queue));

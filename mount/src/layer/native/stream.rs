@@ -26,10 +26,10 @@ use crate::layer::table::{PieceRange, TableWriter};
 use crate::layer::tar::{Content, TarError, TarReader};
 
 /// Bytes that pass from thread to thread at once.
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: usize = 512 << 10;
 
 /// Blocks that may wait between two threads.
-pub(super) const BLOCKS_WAITING: usize = 8;
+pub(super) const BLOCKS_WAITING: usize = 6;
 
 /// A layer may unpack to this many times its packed size, or to [`PLAIN_BYTES_ALWAYS`]: gzip reaches
 /// 1,032 on zeros, real layers rarely 20.
