@@ -77,11 +77,10 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     while done.load(Ordering::SeqCst) == 0 {
-                        if let Some(_leader) = flights.lead_or_wait(1, deadline) {
-                            if done.load(Ordering::SeqCst) == 0 {
-                                led.fetch_add(1, Ordering::SeqCst);
-                                done.store(1, Ordering::SeqCst);
-                            }
+                        let leader = flights.lead_or_wait(1, deadline);
+                        if leader.is_some() && done.load(Ordering::SeqCst) == 0 {
+                            led.fetch_add(1, Ordering::SeqCst);
+                            done.store(1, Ordering::SeqCst);
                         }
                     }
                 });
