@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::sys::signal::Signals;
 
-/// Until [`Stop::take_over`], being stopped ends the process at once: there is nothing to undo while
+/// Until `take_over`, being stopped ends the process at once: there is nothing to undo while
 /// an image is being opened. After it, it is an event, because then there is a mount to detach.
 pub struct Stop {
     shared: Arc<Shared>,
