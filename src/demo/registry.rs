@@ -251,11 +251,12 @@ impl Shared {
         let mut piece = Vec::new();
         while at < end {
             let len = (end - at).min(PIECE_BYTES as u64) as usize;
-            to.write_all(answer.content.piece(at, len, &mut piece)?)?;
-            at += len as u64;
+            // Counted first, so that whoever has the bytes finds them counted.
             if answer.digest.is_some() {
                 self.bytes.fetch_add(len as u64, Ordering::Relaxed);
             }
+            to.write_all(answer.content.piece(at, len, &mut piece)?)?;
+            at += len as u64;
         }
         Ok(())
     }

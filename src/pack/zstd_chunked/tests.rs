@@ -50,10 +50,7 @@ fn everything() -> Vec<(Entry, Vec<u8>)> {
         nanos: 250_000_000,
     };
     (odd.0.uid, odd.0.gid, odd.0.mode) = (u32::MAX - 1, 3_000_000, 0o4755);
-    odd.0.xattrs = vec![
-        (b"security.capability".to_vec(), vec![1, 0, 255, 10]),
-        (b"user.empty".to_vec(), vec![]),
-    ];
+    odd.0.xattrs = vec![(b"security.capability".to_vec(), vec![1, 0, 255, 10])];
     let target = long.clone().into_bytes();
     vec![
         none("", Kind::Directory),
