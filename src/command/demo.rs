@@ -121,7 +121,7 @@ fn shown(
     expect_same(&first, &second)?;
     writeln!(
         to,
-        "3. Ran the same again. What was fetched is in the store now: first word after {}, {} fetched.\n",
+        "3. Ran the same again. What had been fetched is in the store: first word after {}, {} fetched.\n",
         time(second.cost),
         bytes(second.cost.fetched_bytes),
     )?;

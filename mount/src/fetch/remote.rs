@@ -261,7 +261,13 @@ mod tests {
         let remote = Remote::new(blob.clone(), tempfile::tempfile().unwrap());
         remote.copy.write_all_at(&[7; 3 << 20], 0).unwrap();
         chunk(&remote, &blob, (1 << 20) - 1000);
-        assert_eq!(*blob.ranges.lock(), [0..2 << 20]);
+        assert!(matches!(
+            blob.ranges.lock()[..],
+            [Range {
+                start: 0,
+                end: 0x20_0000
+            }]
+        ));
         // The first half is wrong, the second missing: what comes is wrong, until the store is not trusted.
         remote.copy.write_all_at(&[7; 5 << 20], 4 << 20).unwrap();
         let (place, deadline) = (
