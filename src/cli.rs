@@ -9,7 +9,8 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, exec, hint, inspect, mount, umount};
+use crate::command::{cache, compact, demo, exec, hint, inspect, mount, umount};
+use crate::demo::{program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
 
@@ -40,6 +41,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Mount(mount::Args),
     Umount(umount::Args),
     Exec(exec::Args),
@@ -54,6 +56,8 @@ fn as_helper() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let verb = arguments.next().filter(|_| arguments.next().is_none())?;
     match verb.to_str()? {
+        program::VERB => Some(demo::program()),
+        unpacked::VERB => Some(demo::from_sif()),
         exec::SERVE_VERB => Some(exec::serve()),
         mount::SERVE_VERB => Some(mount::serve()),
         mount::WATCH_VERB => {
@@ -183,6 +187,7 @@ pub fn main() -> ExitCode {
     };
     let context = Context::new(cli.settings.resolved());
     let done = match &cli.command {
+        Command::Demo(args) => demo::run(&context, args),
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(args),
         Command::Exec(args) => exec::run(&context, args),

@@ -6,3 +6,6 @@ pub mod image;
 pub mod libraries;
 pub mod program;
 pub mod registry;
+pub mod scratch;
+pub mod tour;
+pub mod unpacked;

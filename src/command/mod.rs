@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod compact;
+pub mod demo;
 pub mod exec;
 pub mod inspect;
 pub mod mount;
@@ -24,5 +25,7 @@ pub fn hint(error: &Error) -> Option<String> {
     if let Some(err) = error.downcast_ref::<OpenError>() {
         return err.hint();
     }
-    exec::hint(error).or_else(|| mount::hint(error))
+    exec::hint(error)
+        .or_else(|| mount::hint(error))
+        .or_else(|| demo::hint(error))
 }

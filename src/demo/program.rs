@@ -5,6 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+/// The hidden verb that runs it.
+pub const VERB: &str = "demo-program";
+
 /// Bytes in each line of the data file.
 pub const LINE_BYTES: u64 = 64;
 

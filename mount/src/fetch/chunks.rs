@@ -134,7 +134,8 @@ impl LayerChunks {
         }
     }
 
-    /// From the store if what it has is right, else from the source; wrong bytes are asked for once more.
+    /// From the store if what it has is right, else from the source; if the bytes are wrong then, all of them are asked
+    /// for once more.
     fn remote(
         &self,
         remote: &Remote,
@@ -148,7 +149,7 @@ impl LayerChunks {
             if let Some(plain) = kept.and_then(|packed| decoded(chunk, &packed)) {
                 return Ok(plain);
             }
-            let fetched = remote.fetched(chunk.packed_at, len, deadline);
+            let fetched = remote.fetched(chunk.packed_at, len, !came_wrong, deadline);
             if let Some(packed) = fetched.map_err(|err| self.failed(err))? {
                 match decoded(chunk, &packed) {
                     Some(plain) => return Ok(plain),
