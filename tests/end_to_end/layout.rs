@@ -75,6 +75,11 @@ pub fn packed(layer: &Layer, packing: Packing) -> Packed {
     }
 }
 
+/// The blobs of an image's layers.
+pub fn all(layers: &[Layer], packing: Packing) -> Vec<Packed> {
+    layers.iter().map(|layer| packed(layer, packing)).collect()
+}
+
 fn gzip(plain: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(plain).unwrap();

@@ -9,7 +9,14 @@ mod support;
 
 mod layout;
 mod place;
+mod server;
 mod tricky;
 mod view;
 
 mod formats;
+mod lifetime;
+mod pulled;
+mod requests;
+mod store;
+mod unpacked;
+mod words;

@@ -21,9 +21,14 @@ pub const SIFON: &str = env!("CARGO_BIN_EXE_sifon");
 
 /// A directory with everything that a test's programs read and write.
 pub struct Place {
-    directory: TempDir,
+    directory: PathBuf,
     mounts: AtomicU32,
+    /// Removes the directory; none inside a namespace of its own.
+    _owned: Option<TempDir>,
 }
+
+/// Names the directory of the place to a test that runs itself again in its own mount namespace.
+const INSIDE: &str = "SIFON_TEST_PLACE";
 
 /// Whether the kernel can be asked to mount here.
 pub fn can_mount() -> bool {
@@ -39,14 +44,51 @@ impl Place {
         let directory = TempDir::new().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(directory.path().join("home")).unwrap();
+        fs::create_dir(directory.path().join("store")).unwrap();
         Self {
-            directory,
+            directory: directory.path().to_owned(),
             mounts: AtomicU32::new(0),
+            _owned: Some(directory),
         }
     }
 
+    /// Runs the calling test, of this full name, once more in its own mount namespace, after `setup`, a shell's
+    /// commands, has been done there in the place's directory. There it gets the place, outside `None`.
+    #[track_caller]
+    pub fn in_own_namespace(test: &str, setup: &str) -> Option<Self> {
+        if let Some(directory) = std::env::var_os(INSIDE) {
+            return Some(Self {
+                directory: directory.into(),
+                mounts: AtomicU32::new(0),
+                _owned: None,
+            });
+        }
+        let place = Self::new();
+        let script = format!("set -e; {setup}; exec \"$@\"");
+        let mut command = Command::new("unshare");
+        command
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                &script,
+                "sh",
+            ])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(INSIDE, &place.directory)
+            .current_dir(&place.directory);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}{}", complaint(&output));
+        assert!(said.contains("1 passed"), "{said}");
+        None
+    }
+
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.directory.path().join(name)
+        self.directory.join(name)
     }
 
     /// The directory of the store's files.
@@ -68,7 +110,7 @@ impl Place {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.path("home"))
             .env("SIFON_STORE", self.path("store"))
-            .current_dir(self.directory.path())
+            .current_dir(&self.directory)
             .stdin(Stdio::null());
         command
     }
@@ -146,7 +188,7 @@ impl Place {
     }
 
     fn detach_all(&self) {
-        let directory = self.directory.path().canonicalize().unwrap();
+        let directory = self.directory.canonicalize().unwrap();
         let mounts = mountinfo::mounts().unwrap_or_default();
         for entry in mounts
             .iter()
@@ -255,7 +297,8 @@ impl Process {
         );
     }
 
-    fn command(&self) -> String {
+    /// Its arguments, as everybody on the machine can see them.
+    pub fn command(&self) -> String {
         let path = format!("/proc/{}/cmdline", self.pid.as_raw_nonzero());
         fs::read_to_string(path)
             .unwrap_or_default()
