@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,8 @@ pub(super) struct Watched {
 /// The daemon's hold on its watcher.
 pub(super) struct Watcher {
     state: Arc<Mutex<State>>,
+    /// Dropped at the end, which wakes a thread that is about to start another watcher.
+    going_on: Option<Sender<()>>,
     ended: Receiver<()>,
     first_words: Option<ChildStdout>,
 }
@@ -67,15 +69,17 @@ impl Watcher {
             pipe: Some(pipe),
         }));
         let (end, ended) = bounded(1);
+        let (going_on, is_over) = bounded(0);
         let kept = Arc::clone(&state);
         thread::Builder::new()
             .name("watcher".into())
             .spawn(move || {
-                keep_one_running(child, &program, &kept);
+                keep_one_running(child, &program, &kept, &is_over);
                 let _ = end.send(());
             })?;
         Ok(Self {
             state,
+            going_on: Some(going_on),
             ended,
             first_words,
         })
@@ -121,6 +125,7 @@ impl Drop for Watcher {
                 let _ = tell(&mut pipe, watched);
             }
         }
+        self.going_on = None;
         if self.ended.recv_timeout(END_TIMEOUT).is_err() {
             tracing::warn!("the watcher process has not ended");
         }
@@ -148,13 +153,18 @@ fn tell(pipe: &mut PipeWriter, watched: &Watched) -> io::Result<()> {
 }
 
 /// Waits for each watcher's death and starts the next, until the daemon closes the pipe.
-fn keep_one_running(mut child: Child, program: &Respawn, state: &Mutex<State>) {
+fn keep_one_running(
+    mut child: Child,
+    program: &Respawn,
+    state: &Mutex<State>,
+    is_over: &Receiver<()>,
+) {
     loop {
         let since = Instant::now();
         let _ = child.wait();
         let mut delay = SHORT_LIFE.saturating_sub(since.elapsed());
         loop {
-            thread::sleep(delay);
+            let _ = is_over.recv_timeout(delay);
             let mut state = state.lock();
             if state.pipe.is_none() {
                 return;

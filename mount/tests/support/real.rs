@@ -20,6 +20,8 @@ pub struct RealRegistry {
     address: String,
     directory: tempfile::TempDir,
     has_users: bool,
+    /// What the configuration says besides.
+    also: String,
     child: Option<Child>,
 }
 
@@ -39,6 +41,7 @@ impl RealRegistry {
             address: "127.0.0.1:0".into(),
             directory: tempfile::tempdir().unwrap(),
             has_users,
+            also: String::new(),
             child: None,
         };
         registry.resume().then_some(registry)
@@ -57,6 +60,13 @@ impl RealRegistry {
         }
     }
 
+    /// Restarts the process with more lines in its configuration, such as those of another way to authenticate.
+    pub fn restart_with(&mut self, also: String) {
+        self.stop();
+        self.also = also;
+        assert!(self.resume());
+    }
+
     /// Starts the process again on the same port and data; false if it is not installed.
     pub fn resume(&mut self) -> bool {
         let directory = self.directory.path();
@@ -73,6 +83,7 @@ impl RealRegistry {
                 "auth: {{htpasswd: {{realm: test, path: {users}}}}}\n"
             ));
         }
+        config.push_str(&self.also);
         let file = directory.join("config.yml");
         std::fs::write(&file, config).unwrap();
         let child = Command::new("docker-registry")

@@ -1,0 +1,248 @@
+//! One image in every format and place: the same files, byte for byte.
+
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+
+use std::collections::BTreeMap;
+
+use rustix::fs::FileType;
+use serde_json::{Value, json};
+
+use crate::layers::model::Model;
+use crate::layout::{Layout, Packing, all, docker_archive};
+use crate::place::{Place, SIFON, can_mount, complaint, is_mounted};
+use crate::support::real::RealRegistry;
+use crate::tricky;
+use crate::view::{Shown, View, assert_random_reads};
+
+const STREAMED: [(&str, Packing); 4] = [
+    ("tar", Packing::Tar),
+    ("gzip", Packing::Gzip),
+    ("gzip-members", Packing::GzipMembers),
+    ("zstd", Packing::Zstd),
+];
+
+/// The tricky image, once for each way of packing it.
+fn layout(place: &Place) -> Layout {
+    let mut layout = Layout::new(place.path("layout"));
+    let layers = tricky::layers();
+    for (tag, packing) in STREAMED {
+        layout.add(tag, &all(&layers, packing));
+    }
+    layout.add(
+        "zstd-chunked",
+        &all(&tricky::chunkable_layers(), Packing::ZstdChunked),
+    );
+    layout
+}
+
+/// Mounts it, compares, reads at random.
+#[track_caller]
+fn assert_shows(place: &Place, reference: &str, model: &Model) {
+    let mounted = place.mount(reference);
+    assert_random_reads(mounted.path(), model);
+    View::of(mounted.path()).assert_is(&View::expected(model));
+}
+
+#[test]
+fn a_layout_shows_the_same_files_however_it_is_packed() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let layout = layout(&place);
+    let model = tricky::model(&tricky::layers());
+    for (tag, _) in STREAMED {
+        assert_shows(&place, &layout.reference(tag), &model);
+    }
+    let model = tricky::model(&tricky::chunkable_layers());
+    assert_shows(&place, &layout.reference("zstd-chunked"), &model);
+}
+
+#[test]
+fn archives_show_what_the_layout_shows() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let layers = tricky::layers();
+    let model = tricky::model(&layers);
+    let mut layout = Layout::new(place.path("layout"));
+    layout.add("gzip", &all(&layers, Packing::Gzip));
+    let file = place.path("image.tar");
+    layout.archived(&file);
+    assert_shows(
+        &place,
+        &format!("oci-archive:{}:gzip", file.display()),
+        &model,
+    );
+    let file = place.path("saved.tar");
+    docker_archive(&file, "example.org/tricky:1", &all(&layers, Packing::Tar));
+    assert_shows(
+        &place,
+        &format!("docker-archive:{}", file.display()),
+        &model,
+    );
+}
+
+#[test]
+fn a_real_registry_shows_what_the_layout_shows() {
+    if !can_mount() {
+        return;
+    }
+    let Some(registry) = RealRegistry::open() else {
+        return;
+    };
+    let place = Place::new();
+    let layout = layout(&place);
+    registry.push_layout("some/tricky", layout.path());
+    let reference = |tag: &str| format!("docker://{}/some/tricky:{tag}", registry.address());
+    let model = tricky::model(&tricky::layers());
+    for (tag, _) in STREAMED {
+        assert_shows(&place, &reference(tag), &model);
+    }
+    let model = tricky::model(&tricky::chunkable_layers());
+    // Nobody has it, then the store has what was read, then it has everything.
+    for _ in 0..2 {
+        assert_shows(&place, &reference("zstd-chunked"), &model);
+    }
+}
+
+/// Looks at a mount as whoever runs this.
+#[test]
+#[ignore = "the role of another user"]
+fn plays_visitor() {
+    let Some(root) = std::env::var_os("SIFON_TEST_LOOKS_AT").map(PathBuf::from) else {
+        return;
+    };
+    let model = tricky::model(&tricky::layers());
+    assert_random_reads(&root, &model);
+    View::of(&root).assert_is(&View::expected(&model));
+}
+
+#[test]
+fn a_plain_user_sees_the_same_files() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let layout = layout(&place);
+    let target = place.path("mount");
+    std::fs::create_dir(&target).unwrap();
+    for path in [place.path(""), place.path("home"), target.clone()] {
+        chown(path, Some(1000), Some(1000)).unwrap();
+    }
+    // Where every user can reach them.
+    std::fs::copy(SIFON, place.path("sifon")).unwrap();
+    std::fs::copy("/proc/self/exe", place.path("visitor")).unwrap();
+    let run = |program: &str, words: &[&str]| {
+        let mut command = place.program("setpriv");
+        command.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--"]);
+        command.arg(place.path(program)).args(words);
+        let output = command
+            .env("SIFON_TEST_LOOKS_AT", &target)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{words:?}: {}{said}",
+            complaint(&output)
+        );
+    };
+    let target = target.to_str().unwrap();
+    for tag in ["gzip", "zstd"] {
+        run("sifon", &["mount", &layout.reference(tag), target]);
+        let role = "formats::plays_visitor";
+        run("visitor", &["--exact", role, "--ignored", "--nocapture"]);
+        run("sifon", &["umount", target]);
+        assert!(!is_mounted(Path::new(target)));
+    }
+}
+
+/// The fixture of other implementations' traps, where it is beside the checkout (or where `SIFON_FIXTURES` says).
+#[test]
+fn the_tricky_fixture_is_shown_as_it_expects() {
+    if !can_mount() {
+        return;
+    }
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    let fixtures = std::env::var_os("SIFON_FIXTURES").map_or_else(beside, PathBuf::from);
+    let Ok(fixture) = fixtures.join("tricky").canonicalize() else {
+        eprintln!("skipped: no fixture beside the checkout");
+        return;
+    };
+    let expected = std::fs::read(fixture.join("expected.json")).unwrap();
+    let expected: BTreeMap<String, Value> = serde_json::from_slice(&expected).unwrap();
+    let place = Place::new();
+    for tag in ["gzip", "zstd", "zstd-chunked-podman"] {
+        let mounted = place.mount(&format!("oci:{}/layout:{tag}", fixture.display()));
+        let mut seen = View::of(mounted.path()).0;
+        seen.remove(&b""[..]);
+        let names = |path: &Vec<u8>| format!("/{}", String::from_utf8_lossy(path));
+        let names: Vec<_> = seen.keys().map(names).collect();
+        assert!(names.iter().eq(expected.keys()), "{tag}: {names:?}");
+        for (shown, (path, expected)) in seen.values().zip(&expected) {
+            assert_expected(shown, expected, &format!("{tag}: {path}"));
+        }
+    }
+}
+
+/// Compares what the fixture tells of a file, in its own words.
+fn assert_expected(shown: &Shown, expected: &Value, name: &str) {
+    let kind = match shown.kind {
+        FileType::Directory => "dir",
+        FileType::RegularFile => "reg",
+        FileType::Symlink => "symlink",
+        FileType::CharacterDevice => "char",
+        FileType::BlockDevice => "block",
+        FileType::Fifo => "fifo",
+        other => panic!("{name}: {other:?}"),
+    };
+    let mut told = json!({"type": kind, "uid": shown.owner.0, "gid": shown.owner.1});
+    let mut tell = |key: &str, value: Value| {
+        if !expected[key].is_null() {
+            told[key] = value;
+        }
+    };
+    let is_symlink = shown.kind == FileType::Symlink;
+    // Linux shows a symlink's mode as 0777, whatever an archive says.
+    let mode = if is_symlink {
+        expected["mode"].clone()
+    } else {
+        shown.mode.into()
+    };
+    tell("mode", mode);
+    tell("nlink", json!(shown.nlink));
+    tell("size", json!(shown.content.map(|(size, _)| size)));
+    tell(
+        "sha256",
+        json!(shown.content.map(|(_, digest)| digest.hex())),
+    );
+    tell("link", json!(String::from_utf8_lossy(&shown.target)));
+    tell("dev", json!([shown.device.0, shown.device.1]));
+    tell("implied", json!(true));
+    let (secs, nanos) = shown.mtime.unwrap();
+    tell(
+        "mtime",
+        if nanos == 0 {
+            json!(secs)
+        } else {
+            json!(secs as f64 + nanos as f64 / 1e9)
+        },
+    );
+    let xattrs: BTreeMap<_, _> = shown
+        .xattrs
+        .iter()
+        .map(|(key, value)| {
+            (
+                String::from_utf8_lossy(key).into_owned(),
+                hex::encode(value),
+            )
+        })
+        .collect();
+    if !xattrs.is_empty() {
+        told["xattrs"] = json!(xattrs);
+    }
+    assert_eq!(told, *expected, "{name}");
+}

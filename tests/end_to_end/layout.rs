@@ -1,0 +1,234 @@
+//! Images in files: layers packed in each way there is, in layouts and archives.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sifon::pack::zstd_chunked::{self, LayerWriter};
+use sifon_mount::digest::Digest;
+
+use crate::layers::Member;
+use crate::layers::archive::{Dialect, archive};
+
+/// One layer before it is packed.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub members: Vec<Member>,
+    pub dialect: Dialect,
+}
+
+impl Layer {
+    pub fn new(members: Vec<Member>) -> Self {
+        Self {
+            members,
+            dialect: Dialect::Pax,
+        }
+    }
+}
+
+/// How a layer's blob is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    Tar,
+    Gzip,
+    /// Several members, as `pigz -i` and stargz write them.
+    GzipMembers,
+    Zstd,
+    ZstdChunked,
+}
+
+/// A layer's blob and what a manifest says of it.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    pub bytes: Vec<u8>,
+    pub media_type: &'static str,
+    pub annotations: BTreeMap<String, String>,
+    pub diff_id: Digest,
+}
+
+pub fn packed(layer: &Layer, packing: Packing) -> Packed {
+    if packing == Packing::ZstdChunked {
+        return chunked(&layer.members);
+    }
+    let plain = archive(&layer.members, layer.dialect);
+    let diff_id = Digest::of(&plain);
+    let (bytes, media_type) = match packing {
+        Packing::Tar => (plain, "application/vnd.oci.image.layer.v1.tar"),
+        Packing::Gzip => (gzip(&plain), "application/vnd.oci.image.layer.v1.tar+gzip"),
+        Packing::GzipMembers => (
+            plain.chunks(300_000).flat_map(gzip).collect(),
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        ),
+        Packing::Zstd | Packing::ZstdChunked => (
+            zstd::encode_all(&plain[..], 1).unwrap(),
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+        ),
+    };
+    Packed {
+        bytes,
+        media_type,
+        annotations: BTreeMap::new(),
+        diff_id,
+    }
+}
+
+/// The blobs of an image's layers.
+pub fn all(layers: &[Layer], packing: Packing) -> Vec<Packed> {
+    layers.iter().map(|layer| packed(layer, packing)).collect()
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(plain).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn chunked(members: &[Member]) -> Packed {
+    let mut writer = LayerWriter::new(Vec::new(), 1).unwrap();
+    for member in members {
+        writer
+            .append(&member.entry, &mut &member.content[..])
+            .unwrap();
+    }
+    let (bytes, written) = writer.finish().unwrap();
+    Packed {
+        bytes,
+        media_type: zstd_chunked::MEDIA_TYPE,
+        annotations: written.annotations,
+        diff_id: written.diff_id,
+    }
+}
+
+/// The name that images have for this machine's processor.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+pub fn config(architecture: &str, layers: &[Packed]) -> Value {
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
+    json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin"], "Labels": {"made": "by a test"}},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    })
+}
+
+/// An OCI layout in a directory; it grows by images.
+pub struct Layout {
+    path: PathBuf,
+    manifests: Vec<Value>,
+}
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+impl Layout {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        fs::create_dir_all(path.join("blobs/sha256")).unwrap();
+        fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        Self {
+            path,
+            manifests: Vec::new(),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What to call one of its images on the command line.
+    pub fn reference(&self, tag: &str) -> String {
+        format!("oci:{}:{tag}", self.path.display())
+    }
+
+    /// Adds an image of these layers, bottom first; gives its manifest's digest.
+    pub fn add(&mut self, tag: &str, layers: &[Packed]) -> Digest {
+        let described = self.manifest(architecture(), layers);
+        self.named(tag, described)
+    }
+
+    /// Adds an index of one image for each architecture.
+    pub fn add_index(&mut self, tag: &str, images: &[(&str, &[Packed])]) -> Digest {
+        let described = |(architecture, layers): &(&str, &[Packed])| {
+            let mut described = self.manifest(architecture, layers);
+            described["platform"] = json!({"os": "linux", "architecture": architecture});
+            described
+        };
+        let images: Vec<Value> = images.iter().map(described).collect();
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": images});
+        let described = self.blob(INDEX, index.to_string().as_bytes());
+        self.named(tag, described)
+    }
+
+    fn named(&mut self, tag: &str, mut described: Value) -> Digest {
+        let digest = described["digest"].as_str().unwrap().parse().unwrap();
+        described["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
+        self.manifests.push(described);
+        let index = json!({"schemaVersion": 2, "manifests": self.manifests});
+        fs::write(self.path.join("index.json"), index.to_string()).unwrap();
+        digest
+    }
+
+    fn manifest(&self, architecture: &str, layers: &[Packed]) -> Value {
+        let config = config(architecture, layers).to_string();
+        let described = |layer: &Packed| {
+            let mut described = self.blob(layer.media_type, &layer.bytes);
+            if !layer.annotations.is_empty() {
+                described["annotations"] = json!(layer.annotations);
+            }
+            described
+        };
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": self.blob("application/vnd.oci.image.config.v1+json", config.as_bytes()),
+            "layers": layers.iter().map(described).collect::<Vec<_>>(),
+        });
+        self.blob(MANIFEST, manifest.to_string().as_bytes())
+    }
+
+    fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
+        let digest = Digest::of(bytes);
+        fs::write(self.path.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+    }
+
+    /// The whole layout as one tar.
+    pub fn archived(&self, file: &Path) {
+        let mut builder = tar::Builder::new(fs::File::create(file).unwrap());
+        builder.append_dir_all(".", &self.path).unwrap();
+        builder.finish().unwrap();
+    }
+}
+
+/// An image as `docker save` writes it; its layers must be plain tars.
+pub fn docker_archive(file: &Path, name: &str, layers: &[Packed]) {
+    let mut builder = tar::Builder::new(fs::File::create(file).unwrap());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, bytes).unwrap();
+    };
+    let config = config(architecture(), layers).to_string();
+    let config_name = format!("{}.json", Digest::of(config.as_bytes()).hex());
+    add(&config_name, config.as_bytes());
+    let mut names = Vec::new();
+    for layer in layers {
+        let name = format!("{}/layer.tar", layer.diff_id.hex());
+        add(&name, &layer.bytes);
+        names.push(name);
+    }
+    let manifest = json!([{"Config": config_name, "RepoTags": [name], "Layers": names}]);
+    add("manifest.json", manifest.to_string().as_bytes());
+    builder.finish().unwrap();
+}

@@ -1,0 +1,22 @@
+//! The binary itself on real mounts: images made here, in files and in a real registry, and what the kernel then
+//! shows. What this machine cannot do is skipped, and says so.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+#[path = "../../mount/tests/layers/mod.rs"]
+mod layers;
+#[path = "../../mount/tests/support/mod.rs"]
+mod support;
+
+mod layout;
+mod place;
+mod server;
+mod tricky;
+mod view;
+
+mod formats;
+mod lifetime;
+mod pulled;
+mod requests;
+mod store;
+mod unpacked;
+mod words;

@@ -1,0 +1,164 @@
+//! What the command line says, where, and with which status: scripts written for Singularity depend on it.
+
+use std::os::unix::fs::symlink;
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::layers::file;
+use crate::layout::{Layer, Layout, Packing, all};
+use crate::place::{Place, SIFON, complaint};
+
+fn image(place: &Place) -> String {
+    let mut layout = Layout::new(place.path("layout"));
+    let layer = Layer::new(vec![file("hello", "hello\n")]);
+    layout.add("latest", &all(&[layer], Packing::Gzip));
+    layout.reference("latest")
+}
+
+fn ran(place: &Place, words: &[&str]) -> Output {
+    place.sifon(words).output().unwrap()
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_exits_with_1_and_says_so_on_stderr() {
+    let place = Place::new();
+    for words in [
+        &[][..],
+        &["nonesuch"],
+        &["mount"],
+        &["mount", "docker://a"],
+        &["umount"],
+        &["exec", "oci:x"],
+        &["cache"],
+        &["cache", "nonesuch"],
+        &["inspect", "--nonesuch", "oci:x"],
+        &["inspect", "--connections", "0", "oci:x"],
+        &["inspect", "--store-size", "much", "oci:x"],
+        &["inspect", "--docker-username", "alone", "oci:x"],
+        &["inspect", "-q", "-v", "oci:x"],
+    ] {
+        let output = ran(&place, words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        assert!(
+            output.stdout.is_empty() && !output.stderr.is_empty(),
+            "{words:?}: {output:?}"
+        );
+    }
+    assert!(!place.store("").exists());
+}
+
+#[test]
+fn what_cannot_be_done_exits_with_255_and_one_message_on_stderr() {
+    let place = Place::new();
+    for words in [
+        &["inspect", "oci:nonesuch"][..],
+        &["mount", "oci:nonesuch", "mnt"],
+        &["mount", "-f", "oci-archive:nonesuch.tar", "mnt"],
+        &["exec", "docker-archive:nonesuch.tar", "true"],
+        &["compact", "oci:nonesuch", "nonesuch.sif"],
+        &["umount", "nonesuch"],
+    ] {
+        let said = place.refusal(&mut place.sifon(words));
+        assert!(said.contains("nonesuch"), "{words:?}: {said}");
+        assert_eq!(said.matches("FATAL:").count(), 1, "{words:?}: {said}");
+        assert!(!place.path("nonesuch.sif").exists() && !place.path("mnt").exists());
+    }
+}
+
+#[test]
+fn a_scheme_that_does_not_work_is_answered_with_those_that_do() {
+    let place = Place::new();
+    for image in [
+        "library://a/b",
+        "shub://a",
+        "oras://a/b",
+        "docker-daemon:a",
+        "no/such/file.sif",
+    ] {
+        let said = place.refusal(&mut place.sifon(["inspect", image]));
+        for scheme in ["docker://", "oci:", "oci-archive:", "docker-archive:"] {
+            assert!(said.contains(scheme), "{image}: {said}");
+        }
+    }
+}
+
+#[test]
+fn help_and_version_are_data() {
+    let place = Place::new();
+    let verbs = ["mount", "umount", "exec", "compact", "inspect", "cache"];
+    let help = ran(&place, &["--help"]);
+    assert!(help.status.success() && help.stderr.is_empty(), "{help:?}");
+    let text = String::from_utf8(help.stdout).unwrap();
+    for verb in verbs {
+        assert!(text.contains(&format!("\n  {verb} ")), "{verb}: {text}");
+        let help = ran(&place, &[verb, "--help"]);
+        assert!(help.status.success() && help.stderr.is_empty(), "{help:?}");
+        assert!(!help.stdout.is_empty());
+    }
+    let version = ran(&place, &["--version"]);
+    assert!(
+        version.status.success() && version.stderr.is_empty(),
+        "{version:?}"
+    );
+    assert!(version.stdout.starts_with(b"sifon "), "{version:?}");
+}
+
+#[test]
+fn json_on_stdout_parses_however_much_is_said_on_stderr() {
+    let place = Place::new();
+    let image = image(&place);
+    for words in [
+        &["inspect", "--json", &image][..],
+        &["cache", "list", "--json"],
+        &["cache", "clean", "--dry-run", "--json"],
+        &["cache", "clean", "--json"],
+    ] {
+        for flag in [&[][..], &["-q"], &["-v"], &["-d"]] {
+            let output = ran(&place, &[words, flag].concat());
+            assert!(output.status.success(), "{words:?} {flag:?}: {output:?}");
+            let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(json.is_object(), "{words:?}: {json}");
+        }
+    }
+    let inspected: Value =
+        serde_json::from_str(&place.says(["inspect", "--json", &image])).unwrap();
+    assert_eq!(inspected["config"]["labels"]["made"], "by a test");
+    assert_eq!(inspected["layers"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn quiet_means_errors_only() {
+    let place = Place::new();
+    let image = image(&place);
+    for flag in ["-q", "--quiet"] {
+        let output = ran(&place, &["inspect", flag, &image]);
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        let output = ran(&place, &["inspect", flag, "oci:nonesuch"]);
+        assert_eq!(output.status.code(), Some(255));
+        assert!(complaint(&output).contains("FATAL:"), "{output:?}");
+    }
+}
+
+/// Workflow engines call one of these names.
+#[test]
+fn the_old_names_work_with_the_old_statuses() {
+    let place = Place::new();
+    let image = image(&place);
+    for name in ["singularity", "apptainer"] {
+        let path = place.path(name);
+        symlink(SIFON, &path).unwrap();
+        let ran = |words: &[&str]| place.program(&path).args(words).output().unwrap();
+        assert_eq!(ran(&[]).status.code(), Some(1));
+        assert_eq!(ran(&["nonesuch"]).status.code(), Some(1));
+        assert_eq!(
+            ran(&["exec", "oci:nonesuch", "true"]).status.code(),
+            Some(255)
+        );
+        assert!(ran(&["inspect", "--json", &image]).status.success());
+        assert!(ran(&["--version"]).status.success());
+    }
+}
