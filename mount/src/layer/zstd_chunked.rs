@@ -250,7 +250,7 @@ mod tests {
                 named(b"dev/sdx").kind,
                 Kind::BlockDevice { major: 8, minor: 0 }
             );
-            assert_eq!(named(b"ux").xattrs[1], (&b"user.foo"[..], &b"bar"[..]));
+            assert_eq!(named(b"ux").xattrs, [(&b"user.foo"[..], &b"bar"[..])]);
             assert_eq!((named(b"app").uid, named(b"app").mode), (1001, 0o700));
             assert_eq!(table.chunk_count(), chunks);
         }
