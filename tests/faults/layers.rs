@@ -92,8 +92,13 @@ fn a_member_that_no_image_can_have_is_refused_by_its_name() {
         (
             "a thousand attributes",
             {
-                let names: Vec<_> = (0..1000).map(|n| format!("SCHILY.xattr.user.{n}")).collect();
-                let records: Vec<_> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
+                let names: Vec<_> = (0..1000)
+                    .map(|n| format!("SCHILY.xattr.user.{n}"))
+                    .collect();
+                let records: Vec<_> = names
+                    .iter()
+                    .map(|name| (name.as_str(), &b"x"[..]))
+                    .collect();
                 vec![extended(&records), file("file", b"")]
             },
             &["more than 512 attributes"],
@@ -113,8 +118,16 @@ fn a_tar_stream_that_ends_early_or_is_none_is_refused_with_its_place() {
     let whole = archive(&[file("a", &[b'x'; 5000]), file("b", b"y")]);
     let noise: Vec<u8> = (0..4096u32).map(|at| (at * at >> 7) as u8 | 1).collect();
     for (what, tar, words) in [
-        ("cut in a header", whole[..300].to_vec(), &["ends inside"][..]),
-        ("cut in a file", whole[..3000].to_vec(), &["byte 3000", "ends inside"]),
+        (
+            "cut in a header",
+            whole[..300].to_vec(),
+            &["ends inside"][..],
+        ),
+        (
+            "cut in a file",
+            whole[..3000].to_vec(),
+            &["byte 3000", "ends inside"],
+        ),
         ("noise", noise, &["no tar archive"]),
     ] {
         refused(what, Layer::plain(tar), words);
@@ -136,12 +149,37 @@ fn packed_bytes_that_are_damaged_are_refused() {
     let trailed = [&gzip.packed[..], b"and more"].concat();
     let huge_window = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 31 << 3][..], &[1, 0, 0]].concat();
     for (what, packed, kind, words) in [
-        ("gzip that ends early", cut(&gzip.packed), GZIP, &["cannot be read"][..]),
-        ("gzip with a flipped bit", flipped(&gzip.packed), GZIP, &["cannot be read"]),
+        (
+            "gzip that ends early",
+            cut(&gzip.packed),
+            GZIP,
+            &["cannot be read"][..],
+        ),
+        (
+            "gzip with a flipped bit",
+            flipped(&gzip.packed),
+            GZIP,
+            &["cannot be read"],
+        ),
         ("gzip with something behind it", trailed, GZIP, &["gzip"]),
-        ("zstd that ends early", cut(&zstd), ZSTD, &["cannot be read"]),
-        ("zstd with a flipped bit", flipped(&zstd), ZSTD, &["cannot be read"]),
-        ("zstd with a window of 2 TiB", huge_window, ZSTD, &["memory"]),
+        (
+            "zstd that ends early",
+            cut(&zstd),
+            ZSTD,
+            &["cannot be read"],
+        ),
+        (
+            "zstd with a flipped bit",
+            flipped(&zstd),
+            ZSTD,
+            &["cannot be read"],
+        ),
+        (
+            "zstd with a window of 2 TiB",
+            huge_window,
+            ZSTD,
+            &["memory"],
+        ),
     ] {
         refused(what, Layer::packed(packed, kind), words);
     }
@@ -149,7 +187,11 @@ fn packed_bytes_that_are_damaged_are_refused() {
         diff_id: sifon_mount::digest::Digest::of(b"another"),
         ..gzip
     };
-    refused("a tar stream that is not the configuration's", other, &["config says"]);
+    refused(
+        "a tar stream that is not the configuration's",
+        other,
+        &["config says"],
+    );
 }
 
 /// One gzip member or zstd frame again and again, which takes no time to make.
@@ -157,9 +199,21 @@ fn packed_bytes_that_are_damaged_are_refused() {
 fn a_decompression_bomb_ends_by_the_limit() {
     let zeros = vec![0; 64 << 20];
     let start = sized(b'0', "zeros", 1 << 36);
-    let gzip = [Layer::gzip(&start).packed, Layer::gzip(&zeros).packed.repeat(70)].concat();
-    refused("a gzip bomb", Layer::packed(gzip, GZIP), &["decompression bomb"]);
+    let gzip = [
+        Layer::gzip(&start).packed,
+        Layer::gzip(&zeros).packed.repeat(70),
+    ]
+    .concat();
+    refused(
+        "a gzip bomb",
+        Layer::packed(gzip, GZIP),
+        &["decompression bomb"],
+    );
     let zstd = |plain: &[u8]| zstd::bulk::compress(plain, 1).unwrap();
     let zstd = [zstd(&start), zstd(&zeros).repeat(70)].concat();
-    refused("a zstd bomb", Layer::packed(zstd, ZSTD), &["decompression bomb"]);
+    refused(
+        "a zstd bomb",
+        Layer::packed(zstd, ZSTD),
+        &["decompression bomb"],
+    );
 }

@@ -118,7 +118,10 @@ impl Layout {
         Self {
             manifest: manifest_digest,
             config: config_digest,
-            layers: layers.iter().map(|layer| Digest::of(&layer.packed)).collect(),
+            layers: layers
+                .iter()
+                .map(|layer| Digest::of(&layer.packed))
+                .collect(),
             directory,
         }
     }
@@ -129,7 +132,10 @@ impl Layout {
     }
 
     pub fn blob(&self, digest: Digest) -> PathBuf {
-        self.directory.path().join("blobs/sha256").join(digest.hex())
+        self.directory
+            .path()
+            .join("blobs/sha256")
+            .join(digest.hex())
     }
 
     pub fn bytes(&self, digest: Digest) -> Vec<u8> {

@@ -116,7 +116,10 @@ impl Sandbox {
     pub fn assert_clean(&self, what: &str) {
         for name in ["out.sif", "target"] {
             let path = self.path(name);
-            assert!(fs::symlink_metadata(&path).is_err(), "{what}: {name} is there");
+            assert!(
+                fs::symlink_metadata(&path).is_err(),
+                "{what}: {name} is there"
+            );
         }
         for directory in ["tmp", "leases"] {
             let left = names(&self.store().join(directory));
