@@ -81,6 +81,14 @@ impl ChunkSource for Chunks {
             if let Some(plain) = self.memory.get(key) {
                 return Ok(plain);
             }
+            // Also before any work: one read may need thousands of chunks.
+            if Instant::now() >= deadline {
+                let at = source.table.chunk(chunk)?.packed_at;
+                return Err(ReadError::Late {
+                    layer: source.table.layer(),
+                    at,
+                });
+            }
             if let Some(_leader) = self.flights.lead_or_wait(key, deadline) {
                 // Somebody may have landed between the look and the lead.
                 if let Some(plain) = self.memory.get(key) {
@@ -89,13 +97,6 @@ impl ChunkSource for Chunks {
                 let plain = source.plain(chunk, deadline)?;
                 self.memory.keep(key, plain.clone());
                 return Ok(plain);
-            }
-            if Instant::now() >= deadline {
-                let at = source.table.chunk(chunk)?.packed_at;
-                return Err(ReadError::Late {
-                    layer: source.table.layer(),
-                    at,
-                });
             }
         }
     }
@@ -120,6 +121,12 @@ impl LayerChunks {
     fn plain(&self, index: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError> {
         let chunk = self.table.chunk(index)?;
         let len = chunk.packed_len as usize;
+        let end = chunk.packed_at.0.checked_add(len as u64);
+        if let Packed::Remote(remote) = &self.packed
+            && end.is_none_or(|end| end > remote.blob_size())
+        {
+            return Err(self.corrupt(&chunk));
+        }
         match &self.packed {
             Packed::Native(native) => native
                 .plain(&chunk, deadline)

@@ -52,6 +52,11 @@ impl Remote {
         }
     }
 
+    /// How long the blob is: every place that is asked for must lie in it.
+    pub fn blob_size(&self) -> u64 {
+        self.blob.size()
+    }
+
     /// What the store's copy has at this place, verified or not.
     pub fn kept(&self, at: PackedOffset, len: usize) -> Option<Vec<u8>> {
         let mut packed = vec![0; len];

@@ -2,16 +2,18 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::open::{OnProgress, OpenError, Opener, Progress};
-use crate::digest::Digest;
+use crate::digest::{ChunkDigest, Digest};
 use crate::fetch::{LayerChunks, Origin, Restream};
-use crate::layer::native::{Blueprint, Compressors, ConvertError, accepted, convert};
-use crate::layer::table::{Table, TableWriter};
+use crate::layer::native::{Blueprint, Compressors, ConvertError, Footer, accepted, convert};
+use crate::layer::table::{ChunkIndex, Table, TableWriter};
 use crate::layer::zstd_chunked::{self, Toc};
 use crate::source::manifest::Descriptor;
 use crate::store::{Draft, Name};
@@ -100,6 +102,8 @@ fn unreadable(descriptor: &Descriptor) -> Option<String> {
 pub(super) struct Readiness {
     layers: Mutex<Vec<Arc<LayerChunks>>>,
     compressors: OnceLock<Compressors>,
+    /// Set when one layer has failed: the others need not go on.
+    pub is_in_vain: Arc<AtomicBool>,
 }
 
 impl Readiness {
@@ -141,13 +145,24 @@ impl Opener<'_> {
         Ok(())
     }
 
-    /// What the store has of a layer, if that is all it needs.
+    /// What the store has of a layer, if that is all it needs. A layer may have been read in both ways, by its table
+    /// of contents and streamed; then the table may be the one, and the native file, or its absence, the other.
     fn kept(&self, layer: &Layer<'_>) -> Option<(Table, Option<File>)> {
         let table = self.store.table(layer.digest())?;
-        let native = self.store.native(layer.digest());
-        // A layer that has a table of contents may have been streamed all the same, if that was not usable.
-        let is_whole = native.is_some() || matches!(layer.format, Format::ZstdChunked(_));
-        is_whole.then_some((table, native))
+        let native = self.store.native(layer.digest()).filter(|native| {
+            matches!(Footer::of(native), Ok(Some(footer)) if footer.diff_id() == layer.diff_id)
+        });
+        let first = table.chunk(ChunkIndex(0)).map(|chunk| chunk.digest);
+        let (is_of_blob, is_of_native) = match first {
+            Ok(ChunkDigest::Sha256(_)) => (true, false),
+            Ok(ChunkDigest::Blake3(_)) => (false, true),
+            Err(_) => (true, true),
+        };
+        match (native, &layer.format) {
+            (Some(native), _) if is_of_native => Some((table, Some(native))),
+            (_, Format::ZstdChunked(_)) if is_of_blob => Some((table, None)),
+            _ => None,
+        }
     }
 
     /// A layer that somebody else streamed, checked here, with a table of our own.
@@ -173,16 +188,21 @@ impl Opener<'_> {
         let blob = self.blob(layer.descriptor);
         let store = Arc::clone(self.store);
         Box::new(move || {
-            let draft = store.draft().or_else(|_| store.nameless_draft())?;
+            let draft = store.draft()?;
             let compressors = Compressors::start();
-            convert(
+            let mut table = convert(
                 blueprint,
                 blob.stream()?,
                 draft.file()?,
                 &store.scratch(),
                 &compressors,
             )?;
-            Ok(store.seal(draft, Name::Native(blueprint.layer))?)
+            let layer = blueprint.layer;
+            let native = store.seal(draft, Name::Native(layer))?;
+            // It differs from the one that is in use if another version of this program wrote that: the next
+            // mount should find two files that belong together.
+            store.sealed_with(Name::Table(layer), |to| table.finish(layer, to))?;
+            Ok(native)
         })
     }
 
@@ -229,14 +249,19 @@ impl Opener<'_> {
         ready: &Readiness,
         progress: &OnProgress,
     ) -> Result<(Table, Option<File>), OpenError> {
-        let compressors = ready.compressors.get_or_init(Compressors::start);
         let streamed = self
             .store
             .draft()
             .map_err(|source| self.unwritable(source))
-            .and_then(|draft| self.streamed_into(draft, layer, compressors, progress));
+            .and_then(|draft| {
+                let scratch = self.store.scratch();
+                self.streamed_into(draft, &scratch, layer, ready, progress)
+            });
         match streamed {
-            Err(OpenError::Convert(ConvertError::Write { source, .. })) => {
+            Err(
+                OpenError::Convert(ConvertError::Write { source, .. })
+                | OpenError::Store { source, .. },
+            ) => {
                 tracing::warn!(
                     store = %self.store.directory().display(),
                     error = %source,
@@ -244,7 +269,7 @@ impl Opener<'_> {
                 );
                 let draft = self.store.nameless_draft();
                 let draft = draft.map_err(|source| self.unwritable(source))?;
-                self.streamed_into(draft, layer, compressors, progress)
+                self.streamed_into(draft, &std::env::temp_dir(), layer, ready, progress)
             }
             streamed => streamed,
         }
@@ -253,8 +278,9 @@ impl Opener<'_> {
     fn streamed_into(
         &self,
         draft: Draft,
+        scratch: &Path,
         layer: &Layer<'_>,
-        compressors: &Compressors,
+        ready: &Readiness,
         progress: &OnProgress,
     ) -> Result<(Table, Option<File>), OpenError> {
         let digest = layer.digest();
@@ -271,15 +297,15 @@ impl Opener<'_> {
             stream,
             layer: digest,
             progress: Arc::clone(progress),
+            is_in_vain: Arc::clone(&ready.is_in_vain),
         };
         let file = draft.file().map_err(|source| self.unwritable(source))?;
-        let scratch = self.store.scratch();
         let writer = convert(
             layer.blueprint(),
             Box::new(packed),
             file,
-            &scratch,
-            compressors,
+            scratch,
+            ready.compressors.get_or_init(Compressors::start),
         )?;
         let native = self
             .store
@@ -290,7 +316,7 @@ impl Opener<'_> {
         Ok((table, Some(native)))
     }
 
-    fn sealed(&self, layer: Digest, writer: TableWriter) -> Result<Table, OpenError> {
+    fn sealed(&self, layer: Digest, mut writer: TableWriter) -> Result<Table, OpenError> {
         let sealed = self
             .store
             .sealed_with(Name::Table(layer), |to| writer.finish(layer, to));
@@ -307,15 +333,19 @@ impl Opener<'_> {
     }
 }
 
-/// A blob's stream that tells how much of it came.
+/// A blob's stream that tells how much of it came, and ends when nobody needs it any more.
 struct Counted {
     stream: Box<dyn Read + Send>,
     layer: Digest,
     progress: OnProgress,
+    is_in_vain: Arc<AtomicBool>,
 }
 
 impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.is_in_vain.load(Ordering::Relaxed) {
+            return Err(io::Error::other("another layer of the image has failed"));
+        }
         let len = self.stream.read(buffer)?;
         (self.progress)(Progress::Received {
             layer: self.layer,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -355,6 +356,7 @@ impl<'a> Opener<'a> {
                         };
                         if let Err(err) = self.make_ready(layer, &ready, progress) {
                             failure.lock().get_or_insert(err);
+                            ready.is_in_vain.store(true, Ordering::Relaxed);
                         }
                     }
                 });
@@ -380,15 +382,20 @@ impl<'a> Opener<'a> {
         {
             return Ok((key, tree));
         }
-        let mut merged = Ok(());
-        let sealed = self.store.sealed_with(Name::Tree(key), |to| {
-            merged = tree::merge(&tables, to);
-            merged
-                .as_ref()
-                .map_err(|_| io::Error::other("the layers cannot be merged"))
-                .copied()
-        });
-        merged?;
+        let mut refused = None;
+        let sealed = self
+            .store
+            .sealed_with(Name::Tree(key), |to| match tree::merge(&tables, to) {
+                Err(MergeError::Write(source)) => Err(source),
+                Err(err) => {
+                    refused = Some(err);
+                    Err(io::Error::other("the layers cannot be merged"))
+                }
+                Ok(()) => Ok(()),
+            });
+        if let Some(refused) = refused {
+            return Err(refused.into());
+        }
         let tree = Tree::open(sealed.map_err(|source| self.unwritable(source))?)?;
         Ok((key, tree))
     }

@@ -6,17 +6,11 @@ use bytes::Bytes;
 
 use super::Image;
 use crate::fetch::ReadError;
-use crate::layer::table::{ChunkIndex, Piece};
+use crate::layer::table::{ChunkIndex, Stretch, stretches};
 use crate::tree::{NodeId, NodeKind};
 
 /// Zeros of holes: as many as the kernel asks for at once, so that they need not be made.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
-
-/// A part of what is read that lies in one chunk, from a byte of its plain bytes on, or in a hole.
-struct Stretch {
-    chunk: Option<(ChunkIndex, usize)>,
-    len: usize,
-}
 
 impl Image {
     /// Up to `len` bytes of the file from `offset`, fewer only at its end; from memory, so `None` if any of its
@@ -69,19 +63,21 @@ impl Image {
             .tables
             .get(usize::from(layer))
             .ok_or_else(|| wrong("its layer does not exist"))?;
-        let stretches = stretches(table.pieces(pieces)?, node.size, offset, end)
+        let stretches = stretches(table.pieces(pieces)?, offset, end)
             .ok_or_else(|| wrong("its pieces do not cover it in order"))?;
         let bytes_of = |stretch: &Stretch| -> Result<Option<Bytes>, ReadError> {
+            // It is part of what one read asks for, whose length has 32 bits.
+            let len = stretch.len as usize;
             let Some((index, from)) = stretch.chunk else {
-                return Ok(Some(zeros(stretch.len)));
+                return Ok(Some(zeros(len)));
             };
             let Some(plain) = chunk(layer, index)? else {
                 return Ok(None);
             };
-            if plain.len() < from.saturating_add(stretch.len) {
+            if plain.len() < from.saturating_add(len) {
                 return Err(wrong("a piece is longer than its chunk"));
             }
-            Ok(Some(plain.slice(from..from + stretch.len)))
+            Ok(Some(plain.slice(from..from + len)))
         };
         if let [only] = &stretches[..] {
             return bytes_of(only);
@@ -102,31 +98,4 @@ fn zeros(len: usize) -> Bytes {
         Some(zeros) => Bytes::from_static(zeros),
         None => vec![0; len].into(),
     }
-}
-
-/// Where bytes `from..to` of a file of `size` bytes lie. `None` if the pieces do not tell, because the
-/// table is damaged.
-fn stretches(pieces: &[Piece], size: u64, from: u64, to: u64) -> Option<Vec<Stretch>> {
-    let mut next = pieces.partition_point(|piece| piece.at() <= from);
-    let mut at = from;
-    let mut stretches = Vec::new();
-    while at < to {
-        let piece = pieces.get(next.checked_sub(1)?)?;
-        let until = pieces.get(next).map_or(size, Piece::at).min(to);
-        let len = usize::try_from(until.checked_sub(at)?).ok()?;
-        let inside = usize::try_from(at.checked_sub(piece.at())?).ok();
-        let chunk = match piece.chunk() {
-            Some((chunk, skip)) => Some((chunk, inside?.checked_add(skip as usize)?)),
-            None => None,
-        };
-        if len > 0 {
-            stretches.push(Stretch { chunk, len });
-        }
-        at = until;
-        next += 1;
-        if next > pieces.len() && at < to {
-            return None;
-        }
-    }
-    Some(stretches)
 }

@@ -134,6 +134,42 @@ impl Piece {
     }
 }
 
+/// A part of a file that lies in one chunk, from a byte of its plain bytes on, or in a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// `None` for a hole.
+    pub chunk: Option<(ChunkIndex, usize)>,
+    /// At least one byte.
+    pub len: u64,
+}
+
+/// Where bytes `from..to` of a file that consists of `pieces` lie. `None` if the pieces do not tell, because the
+/// table is damaged.
+pub fn stretches(pieces: &[Piece], from: u64, to: u64) -> Option<Vec<Stretch>> {
+    let mut next = pieces.partition_point(|piece| piece.at() <= from);
+    let mut at = from;
+    let mut stretches = Vec::new();
+    while at < to {
+        let piece = pieces.get(next.checked_sub(1)?)?;
+        let until = pieces.get(next).map_or(to, Piece::at).min(to);
+        let len = until.checked_sub(at)?;
+        let inside = at.checked_sub(piece.at())?;
+        let chunk = match piece.chunk() {
+            Some((chunk, skip)) => {
+                let from = inside.checked_add(skip.into())?;
+                Some((chunk, usize::try_from(from).ok()?))
+            }
+            None => None,
+        };
+        if len > 0 {
+            stretches.push(Stretch { chunk, len });
+        }
+        at = until;
+        next += 1;
+    }
+    Some(stretches)
+}
+
 /// How a chunk's packed bytes become plain ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -192,12 +228,28 @@ pub struct TableWriter {
     names: Part,
 }
 
+/// What a layer has too much of. It comes as the source of an [`io::Error`]; [`Excess::of`] finds it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Excess(&'static str);
+
+impl Excess {
+    /// The excess that `err` is about, if it is not the disk that failed.
+    pub fn of(err: &io::Error) -> Option<Self> {
+        err.get_ref()?.downcast_ref().copied()
+    }
+}
+
+fn excess(what: &'static str) -> io::Error {
+    io::Error::other(Excess(what))
+}
+
 /// Chunks in one layer at most: 512 GiB in native ones.
 const CHUNKS_LIMIT: usize = 4 << 20;
 
 /// Entries in one layer at most. The largest images people run have about two million files; a
-/// gzip bomb of empty entries must end before it fills the disk.
-const ENTRIES_LIMIT: u64 = 8_000_000;
+/// gzip bomb of empty entries must end before it fills the disk, and merging takes memory for each name.
+const ENTRIES_LIMIT: u64 = 4_000_000;
 
 /// Bytes of names, link targets and attributes in one layer at most: a global PAX header repeats its own in every entry.
 const NAMES_BYTES_LIMIT: u64 = 1 << 30;
@@ -221,11 +273,9 @@ impl Part {
         Ok(self.records - 1)
     }
 
-    fn copy_into(self, to: &mut impl Write) -> io::Result<()> {
-        let mut file = self
-            .file
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error)?;
+    fn copy_into(&mut self, to: &mut impl Write) -> io::Result<()> {
+        self.file.flush()?;
+        let mut file = self.file.get_ref();
         file.rewind()?;
         io::copy(&mut file, to)?;
         Ok(())
@@ -254,7 +304,7 @@ impl TableWriter {
     /// Takes the next place for a chunk that is still being made; [`TableWriter::set_chunk`] fills it.
     pub fn reserve_chunk(&mut self) -> io::Result<ChunkIndex> {
         if self.chunks.len() == CHUNKS_LIMIT {
-            return Err(io::Error::other("the layer has more than 4 million chunks"));
+            return Err(excess("more than 4 million chunks"));
         }
         self.chunks.push(ChunkRecord::new_zeroed());
         Ok(ChunkIndex(self.chunks.len() as u32 - 1))
@@ -284,16 +334,14 @@ impl TableWriter {
             self.pieces.push(piece)?;
         }
         let count = u32::try_from(pieces.len())
-            .map_err(|_| io::Error::other("a file has more than 4 billion pieces"))?;
+            .map_err(|_| excess("more than 4 billion pieces in one file"))?;
         Ok(PieceRange { first, count })
     }
 
     /// Adds an entry. `pieces` are empty for all but regular files.
     pub fn entry(&mut self, entry: &Entry, pieces: PieceRange) -> io::Result<()> {
         if self.entries.records == ENTRIES_LIMIT {
-            return Err(io::Error::other(
-                "the layer has more than 8 million entries",
-            ));
+            return Err(excess("more than 4 million entries"));
         }
         let names_at = self.names.records;
         let (kind, size, target): (u8, u64, &[u8]) = match &entry.kind {
@@ -337,19 +385,17 @@ impl TableWriter {
 
     /// Appends to the names, whose "records" are bytes.
     fn name(&mut self, name: &[u8]) -> io::Result<u32> {
-        let len = u32::try_from(name.len()).map_err(|_| io::Error::other("a name is too long"))?;
+        let len = u32::try_from(name.len()).map_err(|_| excess("a name of more than 4 GiB"))?;
         self.names.records += u64::from(len);
         if self.names.records > NAMES_BYTES_LIMIT {
-            return Err(io::Error::other(
-                "the layer's names take more than a gigabyte",
-            ));
+            return Err(excess("more than a gigabyte of names and attributes"));
         }
         self.names.file.write_all(name)?;
         Ok(len)
     }
 
-    /// Writes the finished table of `layer` to `to`.
-    pub fn finish(self, layer: Digest, to: &mut impl Write) -> io::Result<()> {
+    /// Writes the finished table of `layer` to `to`; after a failure it can be written again, elsewhere.
+    pub fn finish(&mut self, layer: Digest, to: &mut impl Write) -> io::Result<()> {
         let header = Header {
             magic: MAGIC,
             version: VERSION.into(),
@@ -685,6 +731,29 @@ mod tests {
         assert_eq!((pieces[1].at(), pieces[1].chunk()), (5, None));
         assert!(table.chunk(ChunkIndex(0)).unwrap().digest.matches(b"plain"));
         assert!(table.chunk(ChunkIndex(1)).is_err());
+    }
+
+    #[test]
+    fn bytes_of_a_file_are_found_in_its_pieces_or_the_pieces_are_damaged() {
+        let chunk = |at, index, skip| Piece::in_chunk(at, ChunkIndex(index), skip);
+        let pieces = [chunk(0, 0, 7), Piece::hole(10), chunk(30, 1, 0)];
+        let lie = |from, to| {
+            stretches(&pieces, from, to).map(|stretches| {
+                let told = |stretch: Stretch| (stretch.chunk.map(|(c, at)| (c.0, at)), stretch.len);
+                stretches.into_iter().map(told).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(lie(0, 0), Some(vec![]));
+        assert_eq!(lie(3, 5), Some(vec![(Some((0, 10)), 2)]));
+        let all = vec![(Some((0, 9)), 8), (None, 20), (Some((1, 0)), 4)];
+        assert_eq!(lie(2, 34), Some(all));
+        assert_eq!(stretches(&[], 0, 1), None);
+        assert_eq!(stretches(&[Piece::hole(5)], 0, 1), None);
+        for backwards in [[9, 3, 7], [0, 9, 3], [0, u64::MAX, 2]] {
+            let pieces = backwards.map(|at| chunk(at, 0, u32::MAX));
+            let _ = stretches(&pieces, 0, u64::MAX);
+            let _ = stretches(&pieces, 4, 8);
+        }
     }
 
     #[test]

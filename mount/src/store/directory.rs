@@ -42,7 +42,9 @@ impl Trust {
         trust
     }
 
-    /// Whether nobody else can change what `path` (absolute, without links) names, or any directory on the way to it.
+    /// Whether nobody else can change what is in the directory `path` (absolute, without links), or what any directory
+    /// on the way to it leads to. A sticky one may be on the way, such as /tmp: others can add names to it,
+    /// but not take ours. In the last one an added name would be believed.
     fn covers(&self, path: &Path) -> io::Result<bool> {
         for component in path.ancestors() {
             let directory = rustix::fs::open(
@@ -52,7 +54,7 @@ impl Trust {
             )?;
             let stat = rustix::fs::fstat(directory.as_fd())?;
             let mode = Mode::from_raw_mode(stat.st_mode);
-            let is_sticky = stat.st_mode & 0o1000 != 0;
+            let is_sticky = stat.st_mode & 0o1000 != 0 && component != path;
             let others_write = mode.contains(Mode::WOTH)
                 || (mode.contains(Mode::WGRP) && !self.gids.contains(&stat.st_gid));
             if !self.uids.contains(&stat.st_uid) || (others_write && !is_sticky) {
@@ -93,11 +95,12 @@ impl Directory {
             .canonicalize()
             .unwrap_or_else(|_| path.to_path_buf())
             .join(VERSION);
-        let is_trusted = ["", "layers", "trees", "tags"]
-            .iter()
-            .map(|part| path.join(part))
-            .filter(|part| part.exists())
-            .all(|part| trust.covers(&part).unwrap_or(false));
+        let is_trusted = path.exists()
+            && ["", "layers", "trees", "tags"]
+                .iter()
+                .map(|part| path.join(part).components().collect::<PathBuf>())
+                .filter(|part| part.symlink_metadata().is_ok())
+                .all(|part| trust.covers(&part).unwrap_or(false));
         if !is_trusted && path.exists() {
             tracing::warn!(
                 store = %path.display(),
@@ -151,19 +154,23 @@ impl Directory {
 
     /// A regular file of the store, or nothing.
     pub fn open_file(&self, name: Name) -> Option<File> {
+        self.open_at(&name.path())
+    }
+
+    fn open_at(&self, path: &Path) -> Option<File> {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-            .open(self.path.join(name.path()))
+            .open(self.path.join(path))
             .ok()?;
         file.metadata()
             .is_ok_and(|metadata| metadata.is_file())
             .then_some(file)
     }
 
-    /// A small file's bytes, or nothing.
-    pub fn read(&self, name: Name, limit: u64) -> Option<Vec<u8>> {
-        let file = self.open_file(name)?;
+    /// A small file's bytes, or nothing; `path` counts from this directory.
+    pub fn read(&self, path: &Path, limit: u64) -> Option<Vec<u8>> {
+        let file = self.open_at(path)?;
         let mut bytes = Vec::new();
         (&file).take(limit + 1).read_to_end(&mut bytes).ok()?;
         (bytes.len() as u64 <= limit).then_some(bytes)
@@ -178,11 +185,16 @@ impl Directory {
                 .create(true)
                 .truncate(false)
                 .mode(0o644)
-                .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+                .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
                 .open(self.path.join(name.path()))
         };
         let file = self.with_directories(open)?;
-        if file.metadata()?.len() != size {
+        let metadata = file.metadata()?;
+        // Where others can write, the name could be another one of a file that is dear to us.
+        if !metadata.is_file() || metadata.nlink() != 1 {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        if metadata.len() != size {
             file.set_len(size)?;
         }
         Ok(file)

@@ -100,12 +100,10 @@ impl Store {
             .flatten()
             .flatten()
             .filter_map(|entry| {
-                let metadata = entry
-                    .metadata()
-                    .ok()
-                    .filter(|it| it.len() < RECORD_BYTES_LIMIT)?;
-                let record: ImageRecord =
-                    serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()?;
+                let metadata = entry.metadata().ok()?;
+                let path = Path::new("images").join(entry.file_name());
+                let bytes = self.own.read(&path, RECORD_BYTES_LIMIT)?;
+                let record: ImageRecord = serde_json::from_slice(&bytes).ok()?;
                 let bytes = record.names().map(|name| self.bytes_at(&name.path())).sum();
                 let is_in_use = leased.contains(&record.manifest.hex());
                 Some(ImageUse {
@@ -129,8 +127,8 @@ impl Store {
     pub fn budget(&self) -> u64 {
         self.budget.unwrap_or_else(|| {
             let free = rustix::fs::statvfs(self.own.path())
-                .map_or(0, |stat| stat.f_bavail * stat.f_frsize);
-            BUDGET_LIMIT.min((free + self.used_bytes()) / 4)
+                .map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+            BUDGET_LIMIT.min(free.saturating_add(self.used_bytes()) / 4)
         })
     }
 

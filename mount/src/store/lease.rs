@@ -2,10 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime};
+
+use rustix::fs::OFlags;
 
 use super::directory::Owner;
 use super::{Directory, Store};
@@ -31,7 +34,9 @@ impl Lease {
         let directory = store.own.path();
         let name = format!("{}-{}", image.hex(), Owner::this_process());
         let path = directory.join("leases").join(name);
-        File::create(&path)?;
+        // What a process with our number left. A link that others put there is not followed.
+        let _ = fs::remove_file(&path);
+        File::create_new(&path)?;
         let (renewing, dropped) = mpsc::channel::<()>();
         let renewed = path.clone();
         thread::spawn(move || {
@@ -56,7 +61,12 @@ impl Drop for Lease {
 }
 
 fn touch(path: &Path) {
-    if let Ok(file) = File::options().append(true).open(path) {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path);
+    if let Ok(file) = file {
         let _ = file.set_modified(SystemTime::now());
     }
 }

@@ -134,7 +134,7 @@ impl Store {
     /// The bytes that `digest` names, if they are here: a manifest, an index or a config.
     pub fn manifest(&self, digest: Digest) -> Option<Vec<u8>> {
         self.directories().find_map(|directory| {
-            let bytes = directory.read(Name::Manifest(digest), MANIFEST_BYTES_LIMIT)?;
+            let bytes = directory.read(&Name::Manifest(digest).path(), MANIFEST_BYTES_LIMIT)?;
             (Digest::of(&bytes) == digest).then_some(bytes)
         })
     }
@@ -216,16 +216,33 @@ impl Store {
         self.own.seal(draft, name)
     }
 
-    /// Writes a table or a tree, seals it and gives its bytes back. Where the store cannot be written to, they are in a file that ends with the process.
+    /// Writes a table or a tree, seals it and gives its bytes back. Where the store cannot be written to, or is full, it
+    /// is written (once more) to a file that ends with the process.
     pub fn sealed_with(
         &self,
         name: Name,
-        write: impl FnOnce(&mut io::BufWriter<Draft>) -> io::Result<()>,
+        mut write: impl FnMut(&mut io::BufWriter<Draft>) -> io::Result<()>,
     ) -> io::Result<Sealed> {
-        let mut to = io::BufWriter::with_capacity(1 << 20, self.draft()?);
-        write(&mut to)?;
-        let draft = to.into_inner().map_err(io::IntoInnerError::into_error)?;
-        self.bytes_of(&self.seal(draft, name)?)
+        let mut written = |draft| {
+            let mut to = io::BufWriter::with_capacity(1 << 20, draft);
+            write(&mut to)?;
+            to.into_inner().map_err(io::IntoInnerError::into_error)
+        };
+        let kept = self
+            .draft()
+            .and_then(&mut written)
+            .and_then(|draft| self.seal(draft, name));
+        match kept {
+            Err(err) if err.raw_os_error().is_some() => {
+                tracing::warn!(
+                    store = %self.directory().display(),
+                    error = %err,
+                    "the store cannot keep a table: it is kept until the image is unmounted"
+                );
+                Sealed::map(&written(self.nameless_draft()?)?.file()?)
+            }
+            kept => self.bytes_of(&kept?),
+        }
     }
 
     /// The bytes of a sealed file that [`Store::seal`] returned.

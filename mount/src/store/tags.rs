@@ -1,6 +1,7 @@
 //! What tags named: asked again after a while, so that a job sees one image from start to end.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -22,9 +23,8 @@ struct Memory {
 const MEMORY_BYTES_LIMIT: u64 = 64 << 10;
 
 pub(super) fn recall(directory: &Directory, reference: &str, age: Duration) -> Option<Digest> {
-    let path = directory.path().join("tags").join(name(reference));
-    let file = std::fs::File::open(path).ok()?;
-    let memory: Memory = serde_json::from_reader(io::Read::take(file, MEMORY_BYTES_LIMIT)).ok()?;
+    let bytes = directory.read(&path(reference), MEMORY_BYTES_LIMIT)?;
+    let memory: Memory = serde_json::from_slice(&bytes).ok()?;
     let age_now = Duration::from_secs(now().checked_sub(memory.at)?);
     let same_job = memory.job.is_some() && memory.job == batch_job();
     (memory.reference == reference && (age_now <= age || same_job)).then_some(memory.digest)
@@ -39,14 +39,12 @@ pub(super) fn remember(store: &Store, reference: &str, digest: Digest) -> io::Re
     };
     let mut draft = store.draft()?;
     draft.write_all(&serde_json::to_vec(&memory)?)?;
-    store
-        .own
-        .seal_at(draft, &std::path::Path::new("tags").join(name(reference)))?;
+    store.own.seal_at(draft, &path(reference))?;
     Ok(())
 }
 
-fn name(reference: &str) -> String {
-    Digest::of(reference.as_bytes()).hex()
+fn path(reference: &str) -> PathBuf {
+    Path::new("tags").join(Digest::of(reference.as_bytes()).hex())
 }
 
 fn now() -> u64 {

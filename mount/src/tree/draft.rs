@@ -1,7 +1,7 @@
 //! A tree while layers are merged into it: compact, because it holds every name of the image at once.
 //!
 //! A node keeps only where its entry stands; attributes stay in the layers' tables until the tree is sealed.
-//! What is removed leaves its records behind: their number is bounded by the layers' entries.
+//! What is removed leaves its records behind; the numbers of all records are bounded.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -63,6 +63,7 @@ struct Name {
 }
 
 const _: () = assert!(size_of::<Node>() <= 24 && size_of::<Name>() <= 24);
+const _: () = assert!(NODES_LIMIT < u32::MAX as usize && BYTES_LIMIT < u32::MAX as usize);
 
 /// See the module.
 pub(super) struct Draft {
@@ -86,7 +87,13 @@ pub(super) enum Put {
 /// Why a draft does not take one more name.
 pub(super) type Refusal = &'static str;
 
-const TOO_MANY: Refusal = "the image has more than 4 billion names or bytes in names";
+/// Names in one image at most, those that layers above hide included, and nodes, those without a name included. The
+/// largest images people run have about two million files; all of this is in memory at once.
+const NAMES_LIMIT: usize = 4 << 20;
+const NODES_LIMIT: usize = 2 * NAMES_LIMIT;
+
+/// Bytes in all names of one image at most: 64 for each.
+const BYTES_LIMIT: usize = 64 * NAMES_LIMIT;
 
 impl Draft {
     /// The directory that everything is in.
@@ -181,12 +188,12 @@ impl Draft {
 
     /// A node that no name leads to yet.
     pub fn add_node(&mut self, origin: Origin, shape: Shape) -> Result<NodeIndex, Refusal> {
-        let place = u32::try_from(self.nodes.len()).map_err(|_| TOO_MANY)?;
-        if place == u32::MAX {
-            return Err(TOO_MANY);
+        let place = self.nodes.len();
+        if place == NODES_LIMIT {
+            return Err("with it the layers have more than 8 million entries");
         }
         self.nodes.push(node(origin, shape));
-        Ok(NodeIndex(place))
+        Ok(NodeIndex(place as u32))
     }
 
     /// Gives `node` the attributes of another entry.
@@ -286,11 +293,13 @@ impl Draft {
         bytes: &[u8],
         node: NodeIndex,
     ) -> Result<NameIndex, Refusal> {
-        let place = u32::try_from(self.names.len()).map_err(|_| TOO_MANY)?;
-        let at = u32::try_from(self.bytes.len()).map_err(|_| TOO_MANY)?;
-        if place == u32::MAX {
-            return Err(TOO_MANY);
+        if self.names.len() == NAMES_LIMIT {
+            return Err("with it the image has more than 4 million names");
         }
+        if self.bytes.len() + bytes.len() > BYTES_LIMIT {
+            return Err("with it the image has more than 256 MiB of names");
+        }
+        let (place, at) = (self.names.len() as u32, self.bytes.len() as u32);
         let len = match u8::try_from(bytes.len()) {
             Ok(_) if matches!(bytes, b"" | b"." | b"..") || bytes.contains(&0) => {
                 return Err("a component of its name is empty, `.`, `..` or has a NUL byte");

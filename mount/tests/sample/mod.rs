@@ -121,7 +121,7 @@ impl Layer {
         self.file(path.as_bytes(), &[(text.len() as u64, Some((chunk, 0)))]);
     }
 
-    pub fn tree(self) -> (Tree, Vec<Arc<Table>>, Vec<Bytes>) {
+    pub fn tree(mut self) -> (Tree, Vec<Arc<Table>>, Vec<Bytes>) {
         let mut bytes = Vec::new();
         self.writer
             .finish(Digest::of(b"layer"), &mut bytes)

@@ -26,7 +26,7 @@ pub fn accepted(
     scratch: &Path,
 ) -> Result<TableWriter, ConvertError> {
     let layer = blueprint.layer;
-    let write = |source| ConvertError::Write { layer, source };
+    let write = |source| ConvertError::unwritten(layer, source);
     let table = TableWriter::in_directory(scratch).map_err(write)?;
     let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
     thread::scope(|scope| {

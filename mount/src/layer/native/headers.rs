@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::digest::Digest;
 use crate::layer::decode::Decoder;
 use crate::layer::entry::Kind;
-use crate::layer::table::{ChunkIndex, Piece, PieceRange, Table, TableError};
+use crate::layer::table::{ChunkIndex, Piece, PieceRange, Stretch, Table, TableError, stretches};
 
 /// The last 64 bytes of a native file.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -157,8 +157,9 @@ pub fn rebuild(table: &Table, native: &File, to: &mut impl Write) -> Result<(), 
     });
     let mut content = Content::new(table, native);
     while let Some(literal_len) = next_u32(&mut records)? {
-        if literal_len > LITERAL_BYTES_LIMIT {
-            return Err(damaged("a header is too long"));
+        // Every record brings at least one byte, so that who reads the stream can end this by its length.
+        if literal_len == 0 || literal_len > LITERAL_BYTES_LIMIT {
+            return Err(damaged("a header is empty or too long"));
         }
         let copied = io::copy(&mut records.by_ref().take(literal_len.into()), to)?;
         if copied != u64::from(literal_len) {
@@ -177,6 +178,9 @@ pub fn rebuild(table: &Table, native: &File, to: &mut impl Write) -> Result<(), 
             let [at, len] = stretch.map(U64::get);
             if at.checked_add(len).is_none_or(|end| end > size) {
                 return Err(damaged("a content lies outside its file"));
+            }
+            if len == 0 && stretches > 1 {
+                return Err(damaged("a content is empty"));
             }
             content.write_stretch(pieces, at, len, to)?;
         }
@@ -220,33 +224,27 @@ impl<'a> Content<'a> {
     fn write_stretch(
         &mut self,
         pieces: PieceRange,
-        mut at: u64,
+        at: u64,
         len: u64,
         to: &mut impl Write,
     ) -> Result<(), RebuildError> {
         let table = self.table;
         let pieces: &[Piece] = table.pieces(pieces)?;
-        let end = at + len;
-        while at < end {
-            let index = pieces.partition_point(|piece| piece.at() <= at);
-            let piece = pieces
-                .get(index.wrapping_sub(1))
-                .ok_or_else(|| self.damaged())?;
-            let until = pieces.get(index).map_or(end, |next| next.at().min(end));
-            let len = until - at;
-            match piece.chunk() {
+        let stretches = stretches(pieces, at, at + len).ok_or_else(|| self.damaged())?;
+        for Stretch { chunk, len } in stretches {
+            match chunk {
                 None => write_zeros(len, to)?,
-                Some((chunk, skip)) => {
-                    let from = at - piece.at() + u64::from(skip);
+                Some((chunk, from)) => {
                     let plain = self.chunk(chunk)?;
-                    let range = from as usize..(from + len) as usize;
-                    match plain.get(range) {
+                    let bytes = usize::try_from(len)
+                        .ok()
+                        .and_then(|len| plain.get(from..from.checked_add(len)?));
+                    match bytes {
                         Some(bytes) => to.write_all(bytes)?,
                         None => return Err(self.damaged()),
                     }
                 }
             }
-            at = until;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use super::ordered::OrderedFile;
 use crate::digest::{Digest, Hasher};
 use crate::layer::entry::Kind;
 use crate::layer::inflate;
-use crate::layer::table::{PieceRange, TableWriter};
+use crate::layer::table::{Excess, PieceRange, TableWriter};
 use crate::layer::tar::{Content, TarError, TarReader};
 
 /// Bytes that pass from thread to thread at once.
@@ -37,6 +37,10 @@ const PLAIN_RATIO_LIMIT: u64 = 200;
 
 /// What any layer may unpack to, however small it is packed.
 const PLAIN_BYTES_ALWAYS: u64 = 4 << 30;
+
+/// Packed bytes that are still read when a tar stream has turned out to be damaged, to see whether they are the
+/// ones that the manifest names.
+const DRAINED_BYTES_LIMIT: u64 = 256 << 20;
 
 /// What a manifest and a config promise about a layer.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +98,14 @@ pub enum ConvertError {
         /// The most it could unpack to.
         limit: u64,
     },
+    /// It has more of something than we take.
+    #[error("layer {layer}: {excess}")]
+    Excess {
+        /// The layer's blob.
+        layer: Digest,
+        /// What there is too much of.
+        excess: Excess,
+    },
     /// The source failed.
     #[error("layer {layer}: cannot be read")]
     Read {
@@ -104,7 +116,7 @@ pub enum ConvertError {
         source: io::Error,
     },
     /// The tar stream is not well-formed, or the packed bytes do not decompress.
-    #[error("layer {layer}: its tar stream cannot be read")]
+    #[error("layer {layer}")]
     Tar {
         /// The layer's blob.
         layer: Digest,
@@ -123,6 +135,16 @@ pub enum ConvertError {
     },
 }
 
+impl ConvertError {
+    /// A table or a file of `layer` that was not written: for want of room, or because it would be too long.
+    pub(super) fn unwritten(layer: Digest, source: io::Error) -> Self {
+        match Excess::of(&source) {
+            Some(excess) => Self::Excess { layer, excess },
+            None => Self::Write { layer, source },
+        }
+    }
+}
+
 /// Reads `packed` once, to its end, and writes the layer's native file to `native`; gives its table, to be
 /// finished by the caller. Temporary files without names go to `scratch`. After an error `native` holds
 /// rubbish.
@@ -134,7 +156,7 @@ pub fn convert(
     compressors: &Compressors,
 ) -> Result<TableWriter, ConvertError> {
     let layer = blueprint.layer;
-    let write = |source| ConvertError::Write { layer, source };
+    let write = |source| ConvertError::unwritten(layer, source);
     let table = TableWriter::in_directory(scratch).map_err(write)?;
     let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
     let cutter = Cutter::new(table, OrderedFile::new(native, compressors));
@@ -146,7 +168,7 @@ pub fn convert(
 
     let cut = cut_all(&mut plain, cutter, headers, layer);
     match cut {
-        Err(err @ ConvertError::Write { .. }) => {
+        Err(err @ (ConvertError::Write { .. } | ConvertError::Excess { .. })) => {
             abandoned.store(true, Ordering::Relaxed);
             Err(err)
         }
@@ -188,7 +210,7 @@ pub(super) fn cut_all<S: ChunkSink>(
     mut headers: HeaderWriter,
     layer: Digest,
 ) -> Result<(Cutter<S>, HeaderWriter), ConvertError> {
-    let write = |source| ConvertError::Write { layer, source };
+    let write = |source| ConvertError::unwritten(layer, source);
     let damaged = |source| ConvertError::Tar { layer, source };
     let mut tar = TarReader::new(plain);
     while let Some(entry) = tar.next_entry().map_err(damaged)? {
@@ -236,7 +258,7 @@ fn cut_content<S: ChunkSink>(
                 cutter.hole(len)
             }
         };
-        cut.map_err(|source| ConvertError::Write { layer, source })?;
+        cut.map_err(|source| ConvertError::unwritten(layer, source))?;
     }
     if stretches.is_empty() {
         stretches.push((0, 0));
@@ -320,34 +342,40 @@ fn verified(hashing: JoinHandle<Result<(), ConvertError>>) -> Result<(), Convert
     hashing.join().expect("hashing does not panic")
 }
 
-/// Decompresses on a thread of its own. Whatever happens it takes all packed blocks, so that the digest
-/// can be told, unless the conversion was `abandoned` for a reason of ours.
+/// Decompresses on a thread of its own. Whatever happens it takes the packed blocks, all or at least
+/// [`DRAINED_BYTES_LIMIT`], so that the digest can be told, unless the conversion was `abandoned` for a reason of ours.
 fn decompressed(packed: Blocks, abandoned: Arc<AtomicBool>) -> Blocks {
     let (blocks, received) = bounded(BLOCKS_WAITING);
     thread::spawn(move || {
-        pass_plain_on(packed.clone(), &blocks);
+        let is_whole = pass_plain_on(packed.clone(), &blocks);
         drop(blocks);
-        for _ in packed
-            .iter()
-            .take_while(|_| !abandoned.load(Ordering::Relaxed))
-        {}
+        let mut drained = 0;
+        for block in packed.iter().flatten() {
+            drained += block.len() as u64;
+            let is_enough = !is_whole && drained > DRAINED_BYTES_LIMIT;
+            if is_enough || abandoned.load(Ordering::Relaxed) {
+                break;
+            }
+        }
     });
     received
 }
 
-fn pass_plain_on(packed: Blocks, blocks: &Sender<io::Result<Bytes>>) {
+/// Whether the plain stream was passed on to its end.
+fn pass_plain_on(packed: Blocks, blocks: &Sender<io::Result<Bytes>>) -> bool {
     let mut plain = match inflate::plain(BlockReader::new(packed)) {
         Ok(plain) => plain,
         Err(err) => {
             let _ = blocks.send(Err(err));
-            return;
+            return false;
         }
     };
     loop {
         let block = next_block(&mut plain);
-        let last = block.as_ref().map_or(true, Bytes::is_empty);
-        if blocks.send(block).is_err() || last {
-            return;
+        let is_end = matches!(&block, Ok(bytes) if bytes.is_empty());
+        let is_last = is_end || block.is_err();
+        if blocks.send(block).is_err() || is_last {
+            return is_end;
         }
     }
 }

@@ -88,7 +88,7 @@ fn converted(blueprint: Blueprint, packed: &[u8]) -> Result<(Table, std::fs::Fil
     let compressors = Compressors::start();
     let packed = Box::new(std::io::Cursor::new(packed.to_vec()));
     let file = native.try_clone().unwrap();
-    let writer = convert(blueprint, packed, file, scratch.path(), &compressors)?;
+    let mut writer = convert(blueprint, packed, file, scratch.path(), &compressors)?;
     let mut bytes = Vec::new();
     writer.finish(blueprint.layer, &mut bytes).unwrap();
     Ok((table::from_reader(&bytes[..]).unwrap(), native))
@@ -327,7 +327,7 @@ fn a_strangers_layer_is_accepted_with_a_table_of_our_own() {
     let promised = blueprint(&plain, &plain);
     let (theirs, native) = converted(promised, &plain).unwrap();
     let scratch = tempfile::tempdir().unwrap();
-    let writer = accepted(promised, &theirs, &native, scratch.path()).unwrap();
+    let mut writer = accepted(promised, &theirs, &native, scratch.path()).unwrap();
     let mut bytes = Vec::new();
     writer.finish(promised.layer, &mut bytes).unwrap();
     let ours = table::from_reader(&bytes[..]).unwrap();
@@ -360,7 +360,7 @@ fn what_a_strangers_table_says_of_a_file_is_not_believed() {
     let forged = archive(&[("etc/public".into(), b"secret".to_vec())]);
     let (forged_table, _) = converted(blueprint(&forged, &forged), &forged).unwrap();
     let scratch = tempfile::tempdir().unwrap();
-    let writer = accepted(promised, &forged_table, &native, scratch.path()).unwrap();
+    let mut writer = accepted(promised, &forged_table, &native, scratch.path()).unwrap();
     let mut bytes = Vec::new();
     writer.finish(promised.layer, &mut bytes).unwrap();
     let ours = table::from_reader(&bytes[..]).unwrap();

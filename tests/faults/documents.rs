@@ -1,0 +1,1 @@
+//! Blobs, manifests and configurations that are not what their names say.

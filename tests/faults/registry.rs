@@ -1,0 +1,1 @@
+//! Registries that answer wrongly, or not at all.

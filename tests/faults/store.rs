@@ -1,0 +1,1 @@
+//! Files of the store that were damaged since they were written.
