@@ -192,7 +192,7 @@ fn streamed(layer: &Layer, compressors: &Compressors) -> Arc<LayerChunks> {
     let native: File = tempfile::tempfile().unwrap();
     let to = native.try_clone().unwrap();
     let stream = Box::new(Cursor::new(packed));
-    let writer = convert(blueprint, stream, to, &std::env::temp_dir(), compressors).unwrap();
+    let mut writer = convert(blueprint, stream, to, &std::env::temp_dir(), compressors).unwrap();
     let mut bytes = Vec::new();
     writer.finish(blueprint.layer, &mut bytes).unwrap();
     let table = Arc::new(table::from_reader(&bytes[..]).unwrap());
