@@ -20,6 +20,9 @@ const VERSION: &str = "v1";
 /// Temporary files of other machines are left alone for this long.
 const DRAFT_AGE_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
+/// What describes a layer of a million files on its way into a table takes less.
+const SCRATCH_BYTES: u64 = 256 << 20;
+
 /// Whose directories' contents are taken as they are.
 pub(super) struct Trust {
     uids: Vec<u32>,
@@ -227,7 +230,7 @@ impl Directory {
 
     /// As [`Directory::seal`], for files that are no part of an image; `path` counts from this directory.
     pub fn seal_at(&self, draft: Draft, path: &Path) -> io::Result<File> {
-        if !self.is_writable {
+        if !self.is_writable || draft.is_outside() {
             return draft.file();
         }
         draft.as_file().sync_data()?;
@@ -275,9 +278,11 @@ impl Directory {
         }
     }
 
+    /// Where temporary files can be made, if there is room for them.
     pub fn scratch(&self) -> Option<PathBuf> {
         let tmp = self.path.join("tmp");
-        (self.is_writable && (tmp.is_dir() || self.make_directories().is_ok())).then_some(tmp)
+        let is_there = || tmp.is_dir() || self.make_directories().is_ok();
+        (self.is_writable && is_there() && has_room(&tmp)).then_some(tmp)
     }
 
     /// Removes what killed processes left in `tmp`: of this machine at once, of others after a day.
@@ -309,6 +314,12 @@ impl Directory {
             }
         }
     }
+}
+
+/// Whether the file system takes [`SCRATCH_BYTES`] more. Quotas are not seen here: they fail the write.
+fn has_room(path: &Path) -> bool {
+    rustix::fs::statvfs(path)
+        .is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= SCRATCH_BYTES)
 }
 
 /// A process that something in the store belongs to, as file names say it: `HOST-PID`.

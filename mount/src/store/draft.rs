@@ -10,6 +10,8 @@ use std::path::PathBuf;
 pub struct Draft {
     file: File,
     temporary: Option<PathBuf>,
+    /// It may lie on another file system, so that it cannot get a name in the store.
+    is_outside: bool,
 }
 
 impl Draft {
@@ -17,6 +19,15 @@ impl Draft {
         Self {
             file,
             temporary: None,
+            is_outside: false,
+        }
+    }
+
+    pub(super) fn outside(file: File) -> Self {
+        Self {
+            file,
+            temporary: None,
+            is_outside: true,
         }
     }
 
@@ -24,6 +35,7 @@ impl Draft {
         Self {
             file,
             temporary: Some(temporary),
+            is_outside: false,
         }
     }
 
@@ -34,6 +46,10 @@ impl Draft {
 
     pub(super) fn as_file(&self) -> &File {
         &self.file
+    }
+
+    pub(super) fn is_outside(&self) -> bool {
+        self.is_outside
     }
 
     pub(super) fn temporary(&self) -> Option<&PathBuf> {

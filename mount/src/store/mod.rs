@@ -194,7 +194,7 @@ impl Store {
             .open_packed(Name::Packed(layer), size)
             .or_else(|err| {
                 tracing::debug!(%layer, error = %err, "the store cannot be written to");
-                tempfile::tempfile_in(self.scratch())
+                tempfile::tempfile_in(std::env::temp_dir())
             })
     }
 
@@ -205,9 +205,7 @@ impl Store {
 
     /// A new file outside the store, for when the store is full; it ends with the process.
     pub fn nameless_draft(&self) -> io::Result<Draft> {
-        Ok(Draft::nameless(
-            tempfile::tempfile_in(std::env::temp_dir())?,
-        ))
+        Ok(Draft::outside(tempfile::tempfile_in(std::env::temp_dir())?))
     }
 
     /// Gives a finished file its name, or, where the store cannot be written to, keeps it without one; the
