@@ -196,6 +196,11 @@ pub fn main() -> ExitCode {
         Command::Cache(args) => cache::run(&context, args),
     };
     done.unwrap_or_else(|err| {
+        let cause = err.downcast_ref::<std::io::Error>();
+        if cause.is_some_and(|err| err.kind() == std::io::ErrorKind::BrokenPipe) {
+            // Whoever read stdout has seen enough.
+            return ExitCode::SUCCESS;
+        }
         fatal(&*err, hint(&err).as_deref());
         ExitCode::from(FATAL)
     })

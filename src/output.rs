@@ -54,7 +54,6 @@ impl Output {
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal())
             .event_format(SingularityFormat)
             .finish();
         // Fails only where a test has set its own.
@@ -131,6 +130,20 @@ pub fn short(digest: Digest) -> String {
     digest.hex()[..12].to_owned()
 }
 
+/// `text` as one line without anything that a terminal would obey: an image's author chose parts of it.
+pub fn plain(text: &str) -> String {
+    // Unicode's formatting characters can show a line's end before its beginning.
+    let reorders = |character| matches!(character, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars()
+        .map(
+            |character| match character.is_control() || reorders(character) {
+                true => character.escape_default().to_string(),
+                false => character.to_string(),
+            },
+        )
+        .collect()
+}
+
 /// Bytes as people read them.
 pub fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()
@@ -140,9 +153,9 @@ pub fn bytes(count: u64) -> String {
 pub fn fatal(error: &(dyn Error + 'static), hint: Option<&str>) {
     let mut stderr = io::stderr().lock();
     // Nothing can be said where stderr is closed.
-    let _ = writeln!(stderr, "FATAL:   {}", Chain(error));
+    let _ = writeln!(stderr, "FATAL:   {}", plain(&Chain(error).to_string()));
     if let Some(hint) = hint {
-        let _ = writeln!(stderr, "INFO:    {hint}");
+        let _ = writeln!(stderr, "INFO:    {}", plain(hint));
     }
 }
 
@@ -182,10 +195,27 @@ where
             Level::DEBUG => "VERBOSE:",
             Level::TRACE => "DEBUG:",
         };
-        write!(writer, "{level:<9}")?;
+        let mut text = String::new();
         context
             .field_format()
-            .format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+            .format_fields(Writer::new(&mut text), event)?;
+        writeln!(writer, "{level:<9}{}", plain(&text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_an_image_says() {
+        for (text, shown) in [
+            ("a b/ü☃", "a b/ü☃"),
+            ("\x1b]0;owned\x07", "\\u{1b}]0;owned\\u{7}"),
+            ("one\nFATAL: two\r", "one\\nFATAL: two\\r"),
+            ("\u{9b}2J\u{202e}gpj", "\\u{9b}2J\\u{202e}gpj"),
+        ] {
+            assert_eq!(plain(text), shown);
+        }
     }
 }

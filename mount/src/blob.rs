@@ -71,6 +71,48 @@ pub enum BlobError {
     },
 }
 
+impl BlobError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let login = "give --docker-username and --docker-password, or log in with apptainer, docker or podman";
+        let hint = match self {
+            Self::Refused { status, .. } => match status {
+                Some(401 | 403) => format!(
+                    "check the name; if the image is private, {login} (see --authfile)"
+                ),
+                Some(404) => "check the name and the tag; what was deleted must be pushed again".into(),
+                Some(429) => {
+                    format!("wait a while; users who log in may ask more often: {login}")
+                }
+                Some(500..) => "the registry is in trouble: try again later".into(),
+                Some(_) => return None,
+                None => "it may be damaged: make or copy it again".into(),
+            },
+            Self::Unreachable { source, .. } => {
+                let chain = source.as_deref().map(|source| chain_of(source)).unwrap_or_default();
+                if chain.contains("InvalidContentType") || chain.contains("corrupt message") {
+                    "if the registry speaks plain HTTP, use --no-https".into()
+                } else if chain.contains("certificate") {
+                    "name the file with the certificate of the registry's authority: --ca-file".into()
+                } else {
+                    "check the name and the network; --timeout SECONDS waits longer".into()
+                }
+            }
+            Self::Offline { .. } => "run it once without --offline".into(),
+            Self::Wrong { .. } => {
+                "try again; if it stays so, the image must be pushed or copied again, or its registry repaired"
+                    .into()
+            }
+        };
+        Some(hint)
+    }
+}
+
+fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
+    let rest = error.source().map(chain_of).unwrap_or_default();
+    format!("{error} {rest}")
+}
+
 /// A blob elsewhere that may not be asked for: every read fails.
 pub struct OfflineBlob {
     digest: Digest,

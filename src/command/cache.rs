@@ -1,5 +1,6 @@
 //! `sifon cache`: what the store keeps.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -7,7 +8,7 @@ use clap::Subcommand;
 use serde_json::json;
 use sifon_mount::store::ImageUse;
 
-use crate::output::{bytes, short};
+use crate::output::{bytes, plain, short};
 use crate::setting::{Context, Error};
 
 /// Show or shrink what is kept of images
@@ -44,45 +45,49 @@ enum Verb {
 /// Lists or cleans.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     match args.verb {
-        Verb::List { json } => list(context, json),
-        Verb::Clean { to, dry_run, json } => clean(context, to, dry_run, json),
+        Verb::List { json } => list(context, json)?,
+        Verb::Clean { to, dry_run, json } => clean(context, to, dry_run, json)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(context: &Context, json: bool) {
+fn list(context: &Context, json: bool) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
     let store = context.store();
     let images = store.images();
     let (used, budget) = (store.used_bytes(), store.budget());
     if json {
         let images: Vec<_> = images.iter().map(as_json).collect();
         let store_path = store.directory().to_string_lossy();
-        println!(
+        return writeln!(
+            stdout,
             "{}",
             json!({"store": store_path, "used_bytes": used, "budget_bytes": budget, "images": images})
         );
-        return;
     }
-    println!(
+    writeln!(
+        stdout,
         "{:<12}  {:>10}  {:>9}  {:<6}  IMAGE",
         "MANIFEST", "SIZE", "LAST USE", "IN USE"
-    );
+    )?;
     for image in &images {
-        println!(
+        writeln!(
+            stdout,
             "{:<12}  {:>10}  {:>9}  {:<6}  {}",
             short(image.record.manifest),
             bytes(image.bytes),
             ago(image.last_used),
             if image.is_in_use { "yes" } else { "no" },
-            image.record.reference,
-        );
+            plain(&image.record.reference),
+        )?;
     }
-    println!(
+    writeln!(
+        stdout,
         "{} of {} used in {}",
         bytes(used),
         bytes(budget),
         store.directory().display()
-    );
+    )
 }
 
 fn as_json(image: &ImageUse) -> serde_json::Value {
@@ -96,24 +101,27 @@ fn as_json(image: &ImageUse) -> serde_json::Value {
     })
 }
 
-fn clean(context: &Context, to: Option<u64>, dry_run: bool, json: bool) {
+fn clean(context: &Context, to: Option<u64>, dry_run: bool, json: bool) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
     let evicted = context.store().evict(to.unwrap_or(0), dry_run);
     if json {
-        println!(
+        writeln!(
+            stdout,
             "{}",
             json!({"images": evicted.images, "bytes": evicted.bytes, "dry_run": dry_run})
-        );
+        )
     } else {
         let verb = if dry_run {
             "would be removed"
         } else {
             "removed"
         };
-        println!(
+        writeln!(
+            stdout,
             "{} images {verb}, {} freed",
             evicted.images,
             bytes(evicted.bytes)
-        );
+        )
     }
 }
 

@@ -12,7 +12,7 @@ use sifon_mount::image::open::Description;
 use sifon_mount::layer::zstd_chunked;
 use sifon_mount::source::manifest::{Descriptor, ImageConfig};
 
-use crate::output::{bytes, short};
+use crate::output::{bytes, plain, short};
 use crate::setting::{Context, Error, parsed};
 
 /// Show what an image is made of
@@ -237,16 +237,6 @@ impl fmt::Display for Inspection {
         }
         Ok(())
     }
-}
-
-/// `text` without anything that a terminal would obey.
-fn plain(text: &str) -> String {
-    text.chars()
-        .map(|character| match character.is_control() {
-            true => character.escape_default().to_string(),
-            false => character.to_string(),
-        })
-        .collect()
 }
 
 #[cfg(test)]

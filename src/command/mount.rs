@@ -10,6 +10,7 @@ use sifon_mount::daemon::{self, Announcer, LaunchError, Mount, MountError, Optio
 use sifon_mount::fuse::View;
 use sifon_mount::image::open::{OnProgress, Opened, Progress};
 use sifon_mount::reference::Reference;
+use sifon_mount::store::Lease;
 use sifon_mount::sys::mount::FuseOptions;
 
 use crate::setting::{Context, Error, Settings, parsed};
@@ -60,15 +61,15 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     if args.foreground {
         let stop = Stop::on_signals()?;
         let opened = context.open(&reference)?;
-        mounted(
+        let (mount, _lease) = mounted(
             opened,
             &reference,
             &args.directory,
             args.allow_other,
             context,
             stop,
-        )?
-        .wait()?;
+        )?;
+        mount.wait()?;
         return Ok(ExitCode::SUCCESS);
     }
     let request = Request {
@@ -90,7 +91,7 @@ pub fn serve() -> ExitCode {
         return ExitCode::FAILURE;
     };
     match started(request, &announcer, stop) {
-        Ok(mount) if announcer.ready().is_ok() => match mount.wait() {
+        Ok((mount, _lease)) if announcer.ready().is_ok() => match mount.wait() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
@@ -102,7 +103,11 @@ pub fn serve() -> ExitCode {
     }
 }
 
-fn started(request: Request, announcer: &Announcer, stop: Stop) -> Result<Mount, Error> {
+fn started(
+    request: Request,
+    announcer: &Announcer,
+    stop: Stop,
+) -> Result<(Mount, Option<Lease>), Error> {
     let context = Context::new(request.settings);
     let reference = parsed(&request.image)?;
     let told = announcer.clone();
@@ -118,6 +123,7 @@ fn started(request: Request, announcer: &Announcer, stop: Stop) -> Result<Mount,
     )
 }
 
+/// The mount, and what keeps its image in the store as long as it lives.
 fn mounted(
     opened: Opened,
     reference: &Reference,
@@ -125,7 +131,7 @@ fn mounted(
     allow_other: bool,
     context: &Context,
     stop: Stop,
-) -> Result<Mount, Error> {
+) -> Result<(Mount, Option<Lease>), Error> {
     let target = Target::look(directory)?;
     let digest = opened.description.manifest_digest;
     let options = Options {
@@ -140,7 +146,8 @@ fn mounted(
         },
         watcher: daemon::Respawn::verb(WATCH_VERB),
     };
-    Ok(Mount::start(opened.image, target, options, stop)?)
+    let mount = Mount::start(opened.image, target, options, stop)?;
+    Ok((mount, opened.lease))
 }
 
 /// What the user can do about a failure of these commands.

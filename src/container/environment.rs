@@ -16,7 +16,7 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 const HOST_LIBRARIES: &[u8] = b"/.singularity.d/libs";
 
 /// Host variables with these names never reach the program as they are.
-const NEVER_FROM_HOST: [&[u8]; 7] = [
+const NEVER_FROM_HOST: [&[u8]; 10] = [
     b"HOME",
     b"PATH",
     b"LD_LIBRARY_PATH",
@@ -24,6 +24,10 @@ const NEVER_FROM_HOST: [&[u8]; 7] = [
     b"SINGULARITY_SHELL",
     b"APPTAINER_APPNAME",
     b"SINGULARITY_APPNAME",
+    // A password for the registry is none of the image's business.
+    b"SIFON_DOCKER_PASSWORD",
+    b"APPTAINER_DOCKER_PASSWORD",
+    b"SINGULARITY_DOCKER_PASSWORD",
 ];
 
 /// Host variables that `--cleanenv` lets through.
@@ -321,6 +325,7 @@ mod tests {
             ("PATH", "/host/bin"),
             ("LD_LIBRARY_PATH", "/host/lib"),
             ("HOME", "/h"),
+            ("APPTAINER_DOCKER_PASSWORD", "secret"),
         ]);
         let bare = Sources {
             host: host.clone(),
@@ -333,6 +338,7 @@ mod tests {
             Some("/.singularity.d/libs")
         );
         assert_eq!(got(&bare, "HOME"), None);
+        assert_eq!(got(&bare, "APPTAINER_DOCKER_PASSWORD"), None);
         let image = list(&[
             ("PATH", "/opt/bin:/usr/bin"),
             ("LD_LIBRARY_PATH", "/opt/lib"),

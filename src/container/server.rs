@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use serde::Serialize;
+use sifon_mount::registry::Credentials;
 use sifon_mount::sys::{descriptor, process};
 
 use super::error::{Error, in_one_line};
@@ -32,7 +33,12 @@ impl Server {
     pub fn start(verb: &str) -> Result<Self, Error> {
         let failed = |err| Error::system("start of the image's server", err);
         let (here, there) = wire::pair().map_err(failed)?;
-        let mut child = Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        // They come with the request's settings; in /proc they would be seen as long as the server lives.
+        for variable in Credentials::variables() {
+            command.env_remove(variable);
+        }
+        let mut child = command
             .arg0("sifon")
             .arg(verb)
             .stdin(Stdio::from(there))

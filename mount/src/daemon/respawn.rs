@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use crate::registry::Credentials;
 use crate::sys::descriptor;
 
 /// How this program starts itself for one of its hidden verbs.
@@ -29,7 +30,7 @@ impl Respawn {
         }
     }
 
-    /// A command that inherits nothing but stderr. It answers to the name `sifon`, whatever name the
+    /// A command that inherits stderr and the environment without credentials. It answers to the name `sifon`, whatever name the
     /// user called: that name decides how arguments are read.
     pub(super) fn command(&self) -> io::Result<Command> {
         descriptor::keep_descriptors_from_children()?;
@@ -39,6 +40,9 @@ impl Respawn {
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        for variable in Credentials::variables() {
+            command.env_remove(variable);
+        }
         Ok(command)
     }
 }

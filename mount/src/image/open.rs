@@ -153,10 +153,15 @@ impl OpenError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Source(err) => err.hint(),
-            Self::Store { .. } => {
-                Some("name a directory with room: --store DIR or SIFON_STORE".into())
+            Self::Blob { source, .. } => source.hint(),
+            Self::Convert(err) => err.hint(),
+            Self::Manifest { .. } | Self::Merge(_) => {
+                Some("the image was built wrongly: ask its publisher, or name another tag".into())
             }
-            _ => None,
+            Self::Table(_) | Self::Tree(_) | Self::Store { .. } => Some(
+                "name a directory with room on a sound disk: --store DIR or SIFON_STORE".into(),
+            ),
+            Self::Format { .. } => None,
         }
     }
 }

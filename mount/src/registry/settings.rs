@@ -66,6 +66,11 @@ impl Settings {
     }
 }
 
+/// Whose variables are read, the first ones first.
+const PREFIXES: [&str; 4] = ["SIFON_", "APPTAINER_", "SINGULARITY_", ""];
+const USERNAME: &str = "DOCKER_USERNAME";
+const PASSWORD: &str = "DOCKER_PASSWORD";
+
 /// A user name and its password.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
@@ -84,15 +89,23 @@ impl Credentials {
 
     fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let of = |suffix: &str| {
-            ["SIFON_", "APPTAINER_", "SINGULARITY_", ""]
+            PREFIXES
                 .into_iter()
                 .filter_map(|prefix| variable(&format!("{prefix}{suffix}")))
                 .find_map(|value| value.into_string().ok().filter(|value| !value.is_empty()))
         };
         Some(Self {
-            username: of("DOCKER_USERNAME")?,
-            password: Secret(of("DOCKER_PASSWORD")?),
+            username: of(USERNAME)?,
+            password: Secret(of(PASSWORD)?),
         })
+    }
+
+    /// The variables that [`Credentials::from_environment`] reads. A process that is told its settings has no
+    /// use for them, and should not show them to others in /proc for as long as it lives.
+    pub fn variables() -> impl Iterator<Item = String> {
+        PREFIXES
+            .into_iter()
+            .flat_map(|prefix| [USERNAME, PASSWORD].map(|suffix| format!("{prefix}{suffix}")))
     }
 }
 

@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::SourceError;
-use super::file::Part;
+use super::file::{Part, regular};
 
 const BLOCK_BYTES: u64 = 512;
 
 /// Members of an image's archive: a handful per layer.
-const MEMBERS_LIMIT: usize = 1 << 20;
+const MEMBERS_LIMIT: usize = 1 << 16;
+
+/// Bytes of a member's name or a link's target: what Linux takes for a path.
+const NAME_BYTES_LIMIT: usize = 4096;
 
 /// Bytes of a long name or a PAX body, which are read into memory.
 const EXTENSION_BYTES_LIMIT: u64 = 1 << 20;
@@ -45,11 +48,7 @@ impl Archive {
             hint: None,
             source: Some(source),
         };
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(SourceError::file(path, "an archive must be a regular file"));
-        }
+        let (file, len) = regular(path).map_err(failed)?;
         if let Some(packer) = packer(&file) {
             return Err(SourceError::File {
                 place: path.display().to_string(),
@@ -60,7 +59,7 @@ impl Archive {
                 source: None,
             });
         }
-        let members = members(&file, metadata.len()).map_err(failed)?;
+        let members = members(&file, len).map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
             file: Arc::new(file),
@@ -159,7 +158,7 @@ fn members(file: &impl FileExt, file_len: u64) -> io::Result<HashMap<Vec<u8>, Me
             extensions.learn(kind, &body);
         } else {
             if members.len() >= MEMBERS_LIMIT {
-                return Err(wrong("more than a million members"));
+                return Err(wrong("more than 65,536 members"));
             }
             let extensions = std::mem::take(&mut extensions);
             let name = normal(
@@ -180,6 +179,13 @@ fn members(file: &impl FileExt, file_len: u64) -> io::Result<HashMap<Vec<u8>, Me
                 }),
                 _ => None,
             };
+            let longest = match &member {
+                Some(Member::Link(target)) => name.len().max(target.len()),
+                _ => name.len(),
+            };
+            if longest > NAME_BYTES_LIMIT {
+                return Err(wrong("a name of more than 4096 bytes"));
+            }
             if let Some(member) = member {
                 members.insert(name, member);
             }

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
 
 use super::SourceError;
 use super::archive::Archive;
@@ -50,13 +51,9 @@ impl Place {
     pub(super) fn part(&self, name: &str) -> io::Result<Part> {
         match self {
             Self::Directory(directory) => {
-                let file = File::open(directory.join(name))?;
-                let metadata = file.metadata()?;
-                if !metadata.is_file() {
-                    return Err(io::Error::other("not a regular file"));
-                }
+                let (file, len) = regular(&directory.join(name))?;
                 Ok(Part {
-                    len: metadata.len(),
+                    len,
                     file: Arc::new(file),
                     at: 0,
                 })
@@ -80,6 +77,19 @@ impl Place {
             hint: None,
             source: Some(source),
         })
+    }
+}
+
+/// The regular file at `path`, and its length. Does not wait for somebody to write to a named pipe.
+pub(super) fn regular(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    match metadata.is_file() {
+        true => Ok((file, metadata.len())),
+        false => Err(io::Error::other("not a regular file")),
     }
 }
 

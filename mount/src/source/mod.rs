@@ -9,7 +9,6 @@ mod file;
 mod layout;
 pub mod manifest;
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -207,7 +206,7 @@ impl SourceError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Blob(error) => blob_hint(error),
+            Self::Blob(error) => error.hint(),
             Self::Manifest {
                 source: ManifestError::NotAnImage { hint, .. },
                 ..
@@ -216,41 +215,12 @@ impl SourceError {
                 source: ManifestError::NoPlatform { .. },
                 ..
             } => Some("choose another one with --arch".into()),
-            Self::Manifest { .. } => None,
-            Self::File { hint, .. } => hint.clone(),
-        }
-    }
-}
-
-fn blob_hint(error: &BlobError) -> Option<String> {
-    let login =
-        "give --docker-username and --docker-password, or log in with apptainer, docker or podman";
-    match error {
-        BlobError::Refused { status, .. } => match status {
-            Some(401 | 403) => Some(format!(
-                "check the name; if the image is private, {login} (see --authfile)"
-            )),
-            Some(404) => Some("check the name and the tag".into()),
-            Some(429) => Some(format!(
-                "wait a while; users who log in may ask more often: {login}"
-            )),
-            _ => None,
-        },
-        BlobError::Unreachable { source, .. } => {
-            let chain = chain_of(source.as_deref()?);
-            if chain.contains("InvalidContentType") || chain.contains("corrupt message") {
-                return Some("if the registry speaks plain HTTP, use --no-https".into());
+            Self::Manifest { .. } => {
+                Some("the image was built wrongly: ask its publisher, or name another tag".into())
             }
-            chain.contains("certificate").then(|| {
-                "name the file with the certificate of the registry's authority in SSL_CERT_FILE".into()
-            })
+            Self::File { hint, .. } => hint.clone().or_else(|| {
+                Some("check the path; if it is right, make the layout or archive again".into())
+            }),
         }
-        BlobError::Offline { .. } => Some("run it once without --offline".into()),
-        BlobError::Wrong { .. } => None,
     }
-}
-
-fn chain_of(error: &(dyn Error + 'static)) -> String {
-    let rest = error.source().map(chain_of).unwrap_or_default();
-    format!("{error} {rest}")
 }

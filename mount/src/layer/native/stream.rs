@@ -19,6 +19,7 @@ use super::compress::Compressors;
 use super::cut::{ChunkSink, Cutter};
 use super::headers::{Footer, HeaderWriter};
 use super::ordered::OrderedFile;
+use crate::blob::BlobError;
 use crate::digest::{Digest, Hasher};
 use crate::layer::entry::Kind;
 use crate::layer::inflate;
@@ -136,6 +137,25 @@ pub enum ConvertError {
 }
 
 impl ConvertError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Digest { .. } | Self::Size { .. } => {
+                "the bytes were changed where they are kept or on the way: try again; if it stays so, the image \
+                 must be pushed or copied again"
+            }
+            Self::DiffId { .. } | Self::Tar { .. } | Self::Excess { .. } | Self::Bomb { .. } => {
+                "the image was built wrongly, or to do harm: ask its publisher, or name another tag"
+            }
+            Self::Read { source, .. } => {
+                let cause = source.get_ref();
+                return cause?.downcast_ref::<BlobError>()?.hint();
+            }
+            Self::Write { .. } => "name a directory with room: --store DIR or SIFON_STORE",
+        };
+        Some(hint.into())
+    }
+
     /// A table or a file of `layer` that was not written: for want of room, or because it would be too long.
     pub(super) fn unwritten(layer: Digest, source: io::Error) -> Self {
         match Excess::of(&source) {
