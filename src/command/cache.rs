@@ -118,8 +118,13 @@ fn clean(context: &Context, to: Option<u64>, dry_run: bool, json: bool) -> io::R
         };
         writeln!(
             stdout,
-            "{} images {verb}, {} freed",
+            "{} {} {verb}, {} freed",
             evicted.images,
+            if evicted.images == 1 {
+                "image"
+            } else {
+                "images"
+            },
             bytes(evicted.bytes)
         )
     }
