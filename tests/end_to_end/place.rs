@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub const SIFON: &str = env!("CARGO_BIN_EXE_sifon");
 pub struct Place {
     directory: PathBuf,
     mounts: AtomicU32,
+    /// Whether its programs run as user and group 1000.
+    is_plain_users: bool,
     /// Removes the directory; none inside a namespace of its own.
     _owned: Option<TempDir>,
 }
@@ -48,8 +51,31 @@ impl Place {
         Self {
             directory: directory.path().to_owned(),
             mounts: AtomicU32::new(0),
+            is_plain_users: false,
             _owned: Some(directory),
         }
+    }
+
+    /// A place whose programs run as user and group 1000, which only root can arrange. They are copied to where
+    /// that user can reach them.
+    pub fn of_plain_user() -> Self {
+        let mut place = Self::new();
+        place.is_plain_users = true;
+        fs::copy(SIFON, place.path("sifon")).unwrap();
+        for path in [place.path(""), place.path("home"), place.path("store")] {
+            chown(path, Some(1000), Some(1000)).unwrap();
+        }
+        place
+    }
+
+    /// Makes a directory of the one who runs the programs.
+    pub fn own_directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir(&path).unwrap();
+        if self.is_plain_users {
+            chown(&path, Some(1000), Some(1000)).unwrap();
+        }
+        path
     }
 
     /// Runs the calling test, of this full name, once more in its own mount namespace, after `setup`, a shell's
@@ -60,6 +86,7 @@ impl Place {
             return Some(Self {
                 directory: directory.into(),
                 mounts: AtomicU32::new(0),
+                is_plain_users: false,
                 _owned: None,
             });
         }
@@ -104,7 +131,21 @@ impl Place {
 
     /// A program with nothing of this process's environment, at home here.
     pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
+        let program = program.as_ref();
+        let mut command = match self.is_plain_users {
+            false => Command::new(program),
+            true => {
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--"]);
+                let is_ours = program == SIFON;
+                command.arg(if is_ours {
+                    self.path("sifon")
+                } else {
+                    program.into()
+                });
+                command
+            }
+        };
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -127,6 +168,28 @@ impl Place {
         let output = self.sifon(words).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What the one who runs the programs reads in a file, or why not.
+    pub fn reads(&self, file: &Path) -> Result<String, String> {
+        let output = self.program("cat").arg(file).output().unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap()),
+            false => Err(complaint(&output)),
+        }
+    }
+
+    /// Starts a shell with these commands, which must say a line when they are ready and end with their input.
+    pub fn started(&self, script: &str) -> Child {
+        let mut command = self.program("sh");
+        command.args(["-c", script]).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(!line.is_empty(), "{script}");
+        child
     }
 
     /// Where the next image can be mounted; sifon makes and removes the directory.
@@ -231,14 +294,6 @@ impl Mounted {
 
     pub fn read(&self, name: &str) -> std::io::Result<Vec<u8>> {
         fs::read(self.target.join(name))
-    }
-
-    /// The process that serves it.
-    pub fn daemon(&self) -> Process {
-        let found = sifon_mount::daemon::mounted_at(&self.target)
-            .unwrap()
-            .unwrap();
-        Process::open(found.pid.unwrap() as i32).unwrap()
     }
 }
 

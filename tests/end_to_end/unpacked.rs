@@ -20,7 +20,7 @@ fn mounted(place: &Place, layers: &[Layer]) -> (Layout, View) {
     let mut layout = Layout::new(place.path("layout"));
     layout.add("latest", &all(layers, Packing::Gzip));
     let mounted = place.mount(&layout.reference("latest"));
-    let view = View::of(mounted.path()).as_on_disk();
+    let view = View::of(mounted.path()).on_disk();
     (layout, view)
 }
 
@@ -63,7 +63,7 @@ fn a_mount_shows_what_gnu_tar_unpacks() {
         }
     }
     let (_, view) = mounted(&place, &layers);
-    view.assert_is(&View::of(&root).as_on_disk());
+    view.assert_is(&View::of(&root).on_disk());
 }
 
 /// Does what tar does not: whiteouts, and directories that become files or the other way round.
@@ -105,5 +105,5 @@ fn a_mount_shows_what_umoci_unpacks() {
     if !ran(umoci.args(["unpack", "--image", &image]).arg(&bundle)) {
         return;
     }
-    view.assert_is(&View::of(&bundle.join("rootfs")).as_on_disk());
+    view.assert_is(&View::of(&bundle.join("rootfs")).on_disk());
 }

@@ -122,7 +122,7 @@ impl View {
 
     /// Without what a directory on a disk need not have as the image says: the times of directories, which change
     /// when something in them is removed, and their links, which not every file system counts.
-    pub fn as_on_disk(mut self) -> Self {
+    pub fn on_disk(mut self) -> Self {
         for shown in self.0.values_mut() {
             if shown.kind == FileType::Directory {
                 (shown.nlink, shown.mtime) = (None, None);
