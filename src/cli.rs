@@ -22,8 +22,9 @@ const USAGE: u8 = 1;
 
 /// Container images as directories, at once and without root
 ///
-/// sifon shows an image from a registry as a directory, fetching only the bytes that are read, runs programs in
-/// it, and packs it into a SIF file for Singularity and Apptainer.
+/// sifon shows an image from a registry as a directory, fetching only the bytes
+/// that are read, runs programs in it, and packs it into a SIF file for
+/// Singularity and Apptainer. `sifon demo` shows all of that on this machine alone.
 ///
 /// An image is named as Singularity names it:
 ///
@@ -85,7 +86,7 @@ struct SettingArgs {
     #[arg(long, global = true, value_name = "DIR")]
     store: Option<PathBuf>,
     /// How much to keep at most, such as 20G [default: 10G or a quarter of the free space]
-    #[arg(long, global = true, value_name = "BYTES", value_parser = byte_count)]
+    #[arg(long, global = true, hide_short_help = true, value_name = "BYTES", value_parser = byte_count)]
     store_size: Option<u64>,
     /// Make no request at all: use what the store has
     #[arg(long, global = true)]
@@ -97,33 +98,40 @@ struct SettingArgs {
     #[arg(long, global = true, value_name = "ARCH")]
     arch: Option<String>,
     /// Variant of the architecture, such as v7 of arm
-    #[arg(long, global = true, value_name = "VARIANT")]
+    #[arg(long, global = true, hide_short_help = true, value_name = "VARIANT")]
     arch_variant: Option<String>,
     /// User name at the registry; also $SIFON_DOCKER_USERNAME and Singularity's variables
-    #[arg(long, global = true, value_name = "NAME", requires = "docker_password")]
+    #[arg(
+        long,
+        global = true,
+        hide_short_help = true,
+        value_name = "NAME",
+        requires = "docker_password"
+    )]
     docker_username: Option<String>,
     /// Password or token at the registry; better in $SIFON_DOCKER_PASSWORD, where nobody sees it
     #[arg(
         long,
         global = true,
+        hide_short_help = true,
         value_name = "PASSWORD",
         requires = "docker_username"
     )]
     docker_password: Option<String>,
     /// File with credentials, as `docker login` writes it
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, hide_short_help = true, value_name = "FILE")]
     authfile: Option<PathBuf>,
     /// Speak plain HTTP with the registry, as is done with those on this machine
-    #[arg(long, global = true)]
+    #[arg(long, global = true, hide_short_help = true)]
     no_https: bool,
     /// Trust this certificate authority too (PEM); may be repeated
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, hide_short_help = true, value_name = "FILE")]
     ca_file: Vec<PathBuf>,
     /// How many connections to open at once
-    #[arg(long, global = true, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
+    #[arg(long, global = true, hide_short_help = true, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
     connections: u8,
     /// How long to try before a read fails, in seconds
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, global = true, hide_short_help = true, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..))]
     timeout: u16,
 }
 

@@ -31,7 +31,7 @@ pub trait Blob: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// Nobody answered in time.
-    #[error("{object}: no answer from {place} within {waited:?}")]
+    #[error("{object}: no answer from {place} within {waited:.1?}")]
     Unreachable {
         /// What was asked for, with its digest or tag.
         object: String,

@@ -10,7 +10,7 @@ use sifon_mount::reference::Reference;
 
 use crate::output::bytes;
 use crate::pack::singularity::Origin;
-use crate::pack::{Compression, Options, check_place, compact};
+use crate::pack::{Compression, Options, PackError, PlaceError, check_place, compact};
 use crate::setting::{Context, Error, environment, parsed};
 
 /// Pack an image into a SIF file
@@ -76,6 +76,15 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     }
     tracing::info!("{}: {}", args.file.display(), bytes(report.bytes));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the user can do about a failure of this command.
+pub fn hint(error: &Error) -> Option<String> {
+    match error.downcast_ref::<PackError>()? {
+        PackError::Place(PlaceError::Exists { .. }) => Some("--force replaces it".into()),
+        PackError::Full { .. } => Some("give a name on a file system with more room".into()),
+        _ => None,
+    }
 }
 
 /// What to pack. Of a mounted image, the manifest that is mounted.

@@ -27,5 +27,6 @@ pub fn hint(error: &Error) -> Option<String> {
     }
     exec::hint(error)
         .or_else(|| mount::hint(error))
+        .or_else(|| compact::hint(error))
         .or_else(|| demo::hint(error))
 }

@@ -13,7 +13,7 @@ use crate::setting::Error;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where it is mounted
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "DIRECTORY")]
     directories: Vec<PathBuf>,
     /// Detach it now, even if it is used; it ends with its last user
     #[arg(short, long)]
