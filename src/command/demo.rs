@@ -111,7 +111,7 @@ fn shown(
     quote(&first, to)?;
     writeln!(
         to,
-        "   It said its first word after {}. Only what it read was fetched: {} of {}.\n",
+        "   It said its first word after {}. What it read, and what lies next to that, was fetched: {} of {}.\n",
         time(first.cost),
         bytes(first.cost.fetched_bytes),
         bytes(size.packed_bytes),

@@ -126,10 +126,17 @@ impl Opener<'_> {
         progress: &OnProgress,
     ) -> Result<(), OpenError> {
         let kept = self.kept(layer).or_else(|| self.accepted(layer));
+        let digest = layer.digest();
         let (table, native) = match (kept, &layer.format) {
-            (Some(kept), _) => kept,
+            (Some(kept), _) => {
+                tracing::debug!("layer {digest}: in the store");
+                kept
+            }
             (None, Format::ZstdChunked(toc)) => match self.table_of(layer, toc)? {
-                Some(table) => (table, None),
+                Some(table) => {
+                    tracing::debug!("layer {digest}: read lazily, by its table of contents");
+                    (table, None)
+                }
                 None => self.streamed(layer, ready, progress)?,
             },
             (None, Format::Tar) => self.streamed(layer, ready, progress)?,
@@ -249,6 +256,8 @@ impl Opener<'_> {
         ready: &Readiness,
         progress: &OnProgress,
     ) -> Result<(Table, Option<File>), OpenError> {
+        let (digest, size) = (layer.digest(), layer.descriptor.size);
+        tracing::debug!("layer {digest}: streamed, all {size} bytes of it");
         let streamed = self
             .store
             .draft()

@@ -174,6 +174,7 @@ pub fn open(
     store: &Arc<Store>,
     progress: &OnProgress,
 ) -> Result<Opened, OpenError> {
+    tracing::debug!("store: {}", store.directory().display());
     let opener = Opener::new(reference, options, store)?;
     let description = opener.description()?;
     let layers = opener.layers(&description, progress)?;
@@ -274,6 +275,7 @@ impl<'a> Opener<'a> {
         };
         let asks_again = self.options.refresh && !self.options.offline;
         if !asks_again && let Some(digest) = self.store.tag(&name, age) {
+            tracing::debug!("{name}: {digest}, as when it was last asked for");
             return Ok(digest);
         }
         if self.options.offline {
@@ -281,6 +283,7 @@ impl<'a> Opener<'a> {
             return Err(SourceError::Blob(BlobError::Offline { object }).into());
         }
         let digest = self.source.resolve()?;
+        tracing::debug!("{name}: {digest}");
         self.store.remember_tag(&name, digest);
         Ok(digest)
     }
@@ -385,8 +388,10 @@ impl<'a> Opener<'a> {
         if let Some(tree) = self.store.tree(key)
             && tree.layers().is_ok_and(|layers| layers == digests)
         {
+            tracing::debug!("tree of {} layers: in the store", digests.len());
             return Ok((key, tree));
         }
+        tracing::debug!("tree of {} layers: merged now", digests.len());
         let mut refused = None;
         let sealed = self
             .store
