@@ -116,7 +116,7 @@ fn a_member_that_no_image_can_have_is_refused_by_its_name() {
 #[test]
 fn a_tar_stream_that_ends_early_or_is_none_is_refused_with_its_place() {
     let whole = archive(&[file("a", &[b'x'; 5000]), file("b", b"y")]);
-    let noise: Vec<u8> = (0..4096u32).map(|at| (at * at >> 7) as u8 | 1).collect();
+    let noise: Vec<u8> = (0..4096u32).map(|at| ((at * at) >> 7) as u8 | 1).collect();
     for (what, tar, words) in [
         (
             "cut in a header",
