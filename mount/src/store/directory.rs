@@ -227,7 +227,7 @@ impl Directory {
 
     /// As [`Directory::seal`], for files that are no part of an image; `path` counts from this directory.
     pub fn seal_at(&self, draft: Draft, path: &Path) -> io::Result<File> {
-        if !self.is_writable {
+        if !self.is_writable || draft.is_elsewhere() {
             return draft.file();
         }
         draft.as_file().sync_data()?;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 pub struct Draft {
     file: File,
     temporary: Option<PathBuf>,
+    is_elsewhere: bool,
 }
 
 impl Draft {
@@ -17,13 +18,22 @@ impl Draft {
         Self {
             file,
             temporary: None,
+            is_elsewhere: false,
         }
+    }
+
+    /// On another file system, or as good as: it can get no name in the store.
+    pub(super) fn elsewhere(file: File) -> Self {
+        let mut draft = Self::nameless(file);
+        draft.is_elsewhere = true;
+        draft
     }
 
     pub(super) fn named(file: File, temporary: PathBuf) -> Self {
         Self {
             file,
             temporary: Some(temporary),
+            is_elsewhere: false,
         }
     }
 
@@ -38,6 +48,10 @@ impl Draft {
 
     pub(super) fn temporary(&self) -> Option<&PathBuf> {
         self.temporary.as_ref()
+    }
+
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
     }
 
     /// The file has got its final name, so nothing is to be removed.

@@ -205,9 +205,8 @@ impl Store {
 
     /// A new file outside the store, for when the store is full; it ends with the process.
     pub fn nameless_draft(&self) -> io::Result<Draft> {
-        Ok(Draft::nameless(
-            tempfile::tempfile_in(std::env::temp_dir())?,
-        ))
+        let file = tempfile::tempfile_in(std::env::temp_dir())?;
+        Ok(Draft::elsewhere(file))
     }
 
     /// Gives a finished file its name, or, where the store cannot be written to, keeps it without one; the
