@@ -9,6 +9,7 @@ pub mod mount;
 pub mod umount;
 
 use sifon_mount::daemon::UnmountError;
+use sifon_mount::fetch::ReadError;
 use sifon_mount::image::open::OpenError;
 use sifon_mount::reference::ParseReferenceError;
 
@@ -29,4 +30,16 @@ pub fn hint(error: &Error) -> Option<String> {
         .or_else(|| mount::hint(error))
         .or_else(|| compact::hint(error))
         .or_else(|| demo::hint(error))
+        .or_else(|| read_hint(&**error))
+}
+
+/// What the user can do if bytes of the image did not come, at whatever level that was noticed.
+fn read_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let carried = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(|err| err.get_ref()?.downcast_ref::<ReadError>());
+    match carried {
+        Some(err) => err.hint(),
+        None => read_hint(error.source()?),
+    }
 }

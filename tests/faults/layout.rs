@@ -1,5 +1,6 @@
 //! Images as OCI layouts in directories of their own, to be damaged.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ pub struct Layer {
     pub packed: Vec<u8>,
     pub diff_id: Digest,
     pub media_type: &'static str,
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Layer {
@@ -28,6 +30,7 @@ impl Layer {
             diff_id: Digest::of(&tar),
             packed: tar,
             media_type: TAR,
+            annotations: BTreeMap::new(),
         }
     }
 
@@ -37,6 +40,7 @@ impl Layer {
             packed,
             diff_id: Digest::of(b"never computed"),
             media_type,
+            annotations: BTreeMap::new(),
         }
     }
 
@@ -48,6 +52,7 @@ impl Layer {
             packed: encoder.finish().unwrap(),
             diff_id: Digest::of(tar),
             media_type: GZIP,
+            annotations: BTreeMap::new(),
         }
     }
 }
@@ -90,6 +95,7 @@ impl Layout {
                     "mediaType": layer.media_type,
                     "digest": blob(&layer.packed),
                     "size": layer.packed.len(),
+                    "annotations": layer.annotations,
                 })
             })
             .collect();

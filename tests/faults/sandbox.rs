@@ -81,6 +81,27 @@ impl Sandbox {
         println!("{what}\n{}", messages[0]);
     }
 
+    /// Packing this image fails, with one error that has all of `words`, and leaves nothing behind.
+    pub fn refuses_to_pack(&self, what: &str, reference: &str, words: &[&str]) {
+        self.refuses_to_pack_within(PATIENCE, what, reference, words);
+    }
+
+    /// The same, where that takes longer.
+    pub fn refuses_to_pack_within(
+        &self,
+        patience: Duration,
+        what: &str,
+        reference: &str,
+        words: &[&str],
+    ) {
+        let began = Instant::now();
+        let output = self.run(&["compact", reference, "out.sif"]);
+        let took = began.elapsed();
+        assert!(took < patience, "{what} took {took:?}");
+        println!("{what}\n{}", self.one_error(what, &output, words));
+        self.assert_clean(what);
+    }
+
     fn ways<'a>(&self, reference: &'a str) -> Vec<Vec<&'a str>> {
         let mut ways = vec![vec!["compact", reference, "out.sif"]];
         if rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists() {

@@ -69,3 +69,15 @@ pub fn extended(records: &[(&str, &[u8])]) -> Vec<u8> {
 pub fn archive(members: &[Vec<u8>]) -> Vec<u8> {
     [members.concat(), vec![0; 1024]].concat()
 }
+
+/// Bytes that do not shrink, so that a blob has as many as its content.
+pub fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let byte = |_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..len).map(byte).collect()
+}

@@ -27,6 +27,25 @@ pub trait ChunkSource: Send + Sync {
     fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError>;
 }
 
+impl ReadError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Corrupt { .. } => Some(
+                "the bytes were changed where they are kept or on the way: try again; if it stays so, the image \
+                 must be pushed or copied again"
+                    .into(),
+            ),
+            Self::Late { .. } => Some("--timeout SECONDS waits longer".into()),
+            Self::Source { source, .. } => source.hint(),
+            Self::Table(_) | Self::Tree(_) => Some(
+                "a file of the store is damaged: remove what is not in use with `sifon cache clean`, and try again"
+                    .into(),
+            ),
+        }
+    }
+}
+
 /// Why bytes of a file cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

@@ -734,6 +734,25 @@ mod tests {
     }
 
     #[test]
+    fn an_excess_is_told_from_a_disk_that_failed() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+        let [entry, _] = entries();
+        writer.entries.records = ENTRIES_LIMIT - 1;
+        writer.entry(&entry, PieceRange::default()).unwrap();
+        let refused = writer.entry(&entry, PieceRange::default()).unwrap_err();
+        assert_eq!(
+            Excess::of(&refused).unwrap().to_string(),
+            "more than 4 million entries"
+        );
+        writer.names.records = NAMES_BYTES_LIMIT;
+        writer.entries.records = 0;
+        let refused = writer.entry(&entry, PieceRange::default()).unwrap_err();
+        assert!(Excess::of(&refused).is_some());
+        assert!(Excess::of(&io::ErrorKind::StorageFull.into()).is_none());
+    }
+
+    #[test]
     fn bytes_of_a_file_are_found_in_its_pieces_or_the_pieces_are_damaged() {
         let chunk = |at, index, skip| Piece::in_chunk(at, ChunkIndex(index), skip);
         let pieces = [chunk(0, 0, 7), Piece::hole(10), chunk(30, 1, 0)];

@@ -116,7 +116,7 @@ impl Failure {
             Kind::Connection(source) => BlobError::Unreachable {
                 object,
                 place,
-                waited,
+                waited: Duration::from_millis(waited.as_millis() as u64),
                 source: Some(source),
             },
             Kind::Status { status, text, .. } => BlobError::Refused {

@@ -173,12 +173,7 @@ impl<F: Fn() -> io::Result<Part>> FileBlob<F> {
     }
 
     fn refused(&self, error: &io::Error) -> BlobError {
-        BlobError::Refused {
-            object: format!("blob {}", self.digest),
-            place: self.place.display().to_string(),
-            answer: error.to_string(),
-            status: None,
-        }
+        self.wrong(format!("cannot be read: {error}"))
     }
 
     fn wrong(&self, problem: String) -> BlobError {

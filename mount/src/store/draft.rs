@@ -24,11 +24,9 @@ impl Draft {
     }
 
     pub(super) fn outside(file: File) -> Self {
-        Self {
-            file,
-            temporary: None,
-            is_outside: true,
-        }
+        let mut draft = Self::nameless(file);
+        draft.is_outside = true;
+        draft
     }
 
     pub(super) fn named(file: File, temporary: PathBuf) -> Self {

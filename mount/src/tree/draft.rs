@@ -63,7 +63,7 @@ struct Name {
 }
 
 const _: () = assert!(size_of::<Node>() <= 24 && size_of::<Name>() <= 24);
-const _: () = assert!(NODES_LIMIT < u32::MAX as usize);
+const _: () = assert!(NODES_LIMIT < IMPLIED as usize);
 const _: () = assert!(BYTES_LIMIT < u32::MAX as usize);
 
 /// See the module.
