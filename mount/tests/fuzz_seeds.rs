@@ -13,12 +13,20 @@ mod digest;
 mod inflate;
 #[path = "../fuzz/bodies/manifest.rs"]
 mod manifest;
+#[path = "../fuzz/bodies/mountinfo.rs"]
+mod mountinfo;
 #[path = "../fuzz/bodies/name.rs"]
 mod name;
+#[path = "../fuzz/bodies/native.rs"]
+mod native;
 #[path = "../fuzz/bodies/reference.rs"]
 mod reference;
+#[path = "../fuzz/bodies/table.rs"]
+mod table;
 #[path = "../fuzz/bodies/tar.rs"]
 mod tar;
+#[path = "../fuzz/bodies/toc.rs"]
+mod toc;
 #[path = "../fuzz/bodies/tree.rs"]
 mod tree;
 
@@ -93,4 +101,24 @@ fn no_neighbour_of_a_manifest_seed_breaks_the_parsers() {
 #[test]
 fn no_neighbour_of_an_archive_seed_breaks_its_readers() {
     run_near_seeds("archive", archive::run);
+}
+
+#[test]
+fn no_neighbour_of_a_mountinfo_seed_breaks_the_reader() {
+    run_near_seeds("mountinfo", mountinfo::run);
+}
+
+#[test]
+fn no_neighbour_of_a_native_seed_breaks_the_reader() {
+    run_near_seeds("native", native::run);
+}
+
+#[test]
+fn no_neighbour_of_a_table_seed_breaks_the_reader() {
+    run_near_seeds("table", table::run);
+}
+
+#[test]
+fn no_neighbour_of_a_toc_seed_breaks_the_reader() {
+    run_near_seeds("toc", toc::run);
 }

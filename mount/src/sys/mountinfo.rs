@@ -45,8 +45,8 @@ pub fn mounted_on(target: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?.into_iter().rfind(|mount| mount.target == target))
 }
 
-/// Lines that are not as proc(5) says are left out.
-fn parsed(text: &[u8]) -> Vec<MountEntry> {
+/// The mounts in `text`, which is as /proc/self/mountinfo; lines that are not as proc(5) says are left out.
+pub fn parsed(text: &[u8]) -> Vec<MountEntry> {
     text.split(|&byte| byte == b'\n')
         .filter_map(entry)
         .collect()
