@@ -13,6 +13,7 @@ use rustix::process::{getegid, geteuid};
 
 use super::draft::Draft;
 use super::{Name, Settings};
+use crate::sys::Sealed;
 
 /// The layout's version; another one lives beside it.
 const VERSION: &str = "v1";
@@ -147,10 +148,6 @@ impl Directory {
         self.is_trusted
     }
 
-    pub fn is_on_network(&self) -> bool {
-        self.is_on_network
-    }
-
     pub fn is_writable(&self) -> bool {
         self.is_writable
     }
@@ -177,6 +174,15 @@ impl Directory {
         let mut bytes = Vec::new();
         (&file).take(limit + 1).read_to_end(&mut bytes).ok()?;
         (bytes.len() as u64 <= limit).then_some(bytes)
+    }
+
+    /// The bytes of a sealed file of this directory.
+    pub fn bytes_of(&self, file: &File) -> io::Result<Sealed> {
+        if self.is_on_network {
+            Sealed::read(file)
+        } else {
+            Sealed::map(file)
+        }
     }
 
     pub fn open_packed(&self, name: Name, size: u64) -> io::Result<File> {

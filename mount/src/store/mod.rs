@@ -14,9 +14,10 @@
 //!
 //! Sealed files are written under no name or a temporary one, synced, renamed, mode 0444, never changed. Tables and trees say which
 //! digests to expect, so they are taken only from directories that nobody but the user (or somebody the user trusts) can
-//! write to; everything else is checked whenever it is read. Nothing here ever fails a read: what cannot be kept is
+//! write to, and if their checksum is right; everything else is checked whenever it is read. Nothing here ever fails a read: what cannot be kept is
 //! not kept.
 
+mod checksum;
 mod directory;
 mod draft;
 mod evict;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use checksum::CheckedDraft;
 pub use draft::Draft;
 pub use evict::{Evicted, ImageRecord, ImageUse};
 pub use lease::Lease;
@@ -38,6 +40,7 @@ use crate::digest::Digest;
 use crate::layer::table::Table;
 use crate::sys::Sealed;
 use crate::tree::Tree;
+use checksum::checked;
 use directory::Directory;
 
 /// Where the store is and how large it may become.
@@ -165,7 +168,8 @@ impl Store {
             .find_map(|directory| {
                 let file = directory.open_file(Name::Table(layer))?;
                 let is_small = file.metadata().ok()?.len() <= STRANGERS_TABLE_BYTES_LIMIT;
-                let table = Table::open(is_small.then(|| Sealed::read(&file))?.ok()?).ok()?;
+                let sealed = checked(is_small.then(|| Sealed::read(&file))?.ok()?)?;
+                let table = Table::open(sealed).ok()?;
                 (table.layer() == layer).then_some(table)
             })
     }
@@ -219,18 +223,19 @@ impl Store {
     pub fn sealed_with(
         &self,
         name: Name,
-        mut write: impl FnMut(&mut io::BufWriter<Draft>) -> io::Result<()>,
+        mut write: impl FnMut(&mut io::BufWriter<CheckedDraft>) -> io::Result<()>,
     ) -> io::Result<Sealed> {
         let mut written = |draft| {
-            let mut to = io::BufWriter::with_capacity(1 << 20, draft);
+            let mut to = io::BufWriter::with_capacity(1 << 20, CheckedDraft::new(draft));
             write(&mut to)?;
-            to.into_inner().map_err(io::IntoInnerError::into_error)
+            let checked = to.into_inner().map_err(io::IntoInnerError::into_error)?;
+            checked.finish()
         };
         let kept = self
             .draft()
             .and_then(&mut written)
             .and_then(|draft| self.seal(draft, name));
-        match kept {
+        let sealed = match kept {
             Err(err) if err.raw_os_error().is_some() => {
                 tracing::warn!(
                     store = %self.directory().display(),
@@ -239,17 +244,10 @@ impl Store {
                 );
                 Sealed::map(&written(self.nameless_draft()?)?.file()?)
             }
-            kept => self.bytes_of(&kept?),
-        }
-    }
-
-    /// The bytes of a sealed file that [`Store::seal`] returned.
-    pub fn bytes_of(&self, file: &File) -> io::Result<Sealed> {
-        if self.own.is_on_network() {
-            Sealed::read(file)
-        } else {
-            Sealed::map(file)
-        }
+            kept => self.own.bytes_of(&kept?),
+        };
+        checked(sealed?)
+            .ok_or_else(|| io::Error::other("what was just written reads back otherwise"))
     }
 
     /// Where temporary files without names can be made.
@@ -276,12 +274,7 @@ impl Store {
             .filter(|directory| directory.is_trusted())
             .find_map(|directory| {
                 let file = directory.open_file(name)?;
-                let bytes = if directory.is_on_network() {
-                    Sealed::read(&file)
-                } else {
-                    Sealed::map(&file)
-                };
-                bytes.ok()
+                checked(directory.bytes_of(&file).ok()?)
             })
     }
 

@@ -232,3 +232,25 @@ fn eviction_takes_the_images_unused_longest_and_spares_mounted_and_shared_ones()
     store.evict(0, false);
     assert!(store.native(shared).is_none());
 }
+
+#[test]
+fn a_table_with_one_bit_flipped_is_not_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store_in(directory.path());
+    let layer = Digest::of(b"layer");
+    let mut writer = crate::layer::table::TableWriter::in_directory(directory.path()).unwrap();
+    store
+        .sealed_with(Name::Table(layer), |to| writer.finish(layer, to))
+        .unwrap();
+    let path = store.directory().join(Name::Table(layer).path());
+    let bytes = std::fs::read(&path).unwrap();
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, damaged).unwrap();
+        assert!(store.table(layer).is_none(), "byte {at}");
+    }
+    std::fs::write(&path, bytes).unwrap();
+    assert!(store.table(layer).is_some());
+}

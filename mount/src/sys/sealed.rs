@@ -7,7 +7,11 @@ use std::ops::Deref;
 use memmap2::Mmap;
 
 /// The bytes of a sealed file: mapped, or read into memory where another machine could cut the file short.
-pub struct Sealed(Bytes);
+pub struct Sealed {
+    bytes: Bytes,
+    /// How many of them count.
+    len: usize,
+}
 
 enum Bytes {
     Mapped(Mmap),
@@ -23,7 +27,11 @@ impl Sealed {
         // caller hands in a sealed file: nothing of ours opens it for writing, and its directory
         // belongs to the user or to one that the user trusts (the store checks that on opening).
         let mapped = unsafe { Mmap::map(file) }?;
-        Ok(Self(Bytes::Mapped(mapped)))
+        let len = mapped.len();
+        Ok(Self {
+            bytes: Bytes::Mapped(mapped),
+            len,
+        })
     }
 
     /// Reads `file` whole.
@@ -36,7 +44,19 @@ impl Sealed {
 
     /// Bytes that never were in a file, or are no longer needed there.
     pub fn in_memory(bytes: Vec<u8>) -> Self {
-        Self(Bytes::Memory(bytes))
+        let len = bytes.len();
+        Self {
+            bytes: Bytes::Memory(bytes),
+            len,
+        }
+    }
+
+    /// The same without its last `count` bytes, or empty if it has fewer.
+    pub fn without_last(self, count: usize) -> Self {
+        Self {
+            len: self.len.saturating_sub(count),
+            ..self
+        }
     }
 }
 
@@ -44,9 +64,9 @@ impl Deref for Sealed {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match &self.0 {
-            Bytes::Mapped(mapped) => mapped,
-            Bytes::Memory(bytes) => bytes,
+        match &self.bytes {
+            Bytes::Mapped(mapped) => &mapped[..self.len],
+            Bytes::Memory(bytes) => &bytes[..self.len],
         }
     }
 }
