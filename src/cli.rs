@@ -164,7 +164,8 @@ impl SettingArgs {
                 directory: self.store.unwrap_or_else(default_store),
                 site_directories: std::env::split_paths(&site).collect(),
                 budget: self.store_size,
-                ..store::Settings::default()
+                trusted_uids: numbers("SIFON_TRUSTED_UIDS"),
+                trusted_gids: numbers("SIFON_TRUSTED_GIDS"),
             },
             open: Options {
                 registry,
@@ -174,6 +175,14 @@ impl SettingArgs {
             verbosity,
         }
     }
+}
+
+/// Numbers of users or groups, separated by commas; what is no number trusts nobody.
+fn numbers(variable: &str) -> Vec<u32> {
+    let text = std::env::var(variable).unwrap_or_default();
+    text.split(',')
+        .filter_map(|number| number.trim().parse().ok())
+        .collect()
 }
 
 /// Does what the command line says; the status is Singularity's.
