@@ -103,7 +103,7 @@ impl ChunkSink for OrderedFile {
         while let Ok(packed) = self.packed.try_recv() {
             self.land(table, packed)?;
         }
-        // Waiting for half of them at once spares most of the waking up, a tenth of the time on two cores.
+        // Waiting for half of them at once spares most of the waking up.
         if self.next_sequence - self.next_written >= IN_FLIGHT_LIMIT {
             while self.next_sequence - self.next_written > IN_FLIGHT_LIMIT / 2 {
                 self.wait(table)?;
