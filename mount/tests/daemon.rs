@@ -198,6 +198,13 @@ fn watcher_of(daemon: u32) -> Option<u32> {
     })
 }
 
+/// Whether the watcher is on its own. Before that the test runner in its process still writes a line of its own to the
+/// daemon's pipe, and gives up if the daemon is gone.
+fn is_up(watcher: u32) -> bool {
+    let watcher = Pid::from_raw(watcher as i32);
+    rustix::process::getsid(watcher).ok() == watcher
+}
+
 /// Whether the process is gone, or a zombie that nobody but this test's process could collect.
 fn has_ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -293,7 +300,7 @@ fn a_killed_watcher_is_replaced() {
     let pid = launched(&place.target()).unwrap();
     let first = watcher_of(pid).unwrap();
     kill(first, Signal::KILL);
-    wait_until(|| watcher_of(pid).is_some_and(|watcher| watcher != first));
+    wait_until(|| watcher_of(pid).is_some_and(|watcher| watcher != first && is_up(watcher)));
     kill(pid, Signal::KILL);
     wait_for_mounts(|| !is_mounted(&place.target()));
 }
