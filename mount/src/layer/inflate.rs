@@ -1,14 +1,11 @@
 //! A layer's packed bytes as its tar stream: gzip with any number of members, zstd with any number of
 //! frames, or plain. What it is, the first bytes tell; media types are known to be wrong at times.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 
 use flate2::bufread::GzDecoder;
 
 use crate::extent::PackedOffset;
-
-/// Packed bytes read at once.
-const BUFFER_BYTES: usize = 128 << 10;
 
 /// A frame may ask for a window of 128 MiB at most, which is what `zstd` itself takes without being
 /// told otherwise; `zstd --ultra -22` needs it.
@@ -44,10 +41,10 @@ pub struct InflateError {
     problem: String,
 }
 
-/// The plain bytes of `packed`, from its current place to its end. A first buffer may be read at once,
-/// the rest as it is asked for. Errors of `packed` pass through unchanged; after any error every further
+/// The plain bytes of `packed`, from its current place to its end. Its first bytes are read at once, the rest as it is
+/// asked for. Errors of `packed` pass through unchanged; after any error every further
 /// read fails. Memory is bounded (a zstd window of 128 MiB at most), the number of plain bytes is not.
-pub fn plain<R: Read + Send + 'static>(mut packed: R) -> io::Result<Box<dyn Read + Send>> {
+pub fn plain<R: BufRead + Send + 'static>(mut packed: R) -> io::Result<Box<dyn Read + Send>> {
     let mut first = Vec::with_capacity(4);
     packed.by_ref().take(4).read_to_end(&mut first)?;
     let compression = sniffed(&first);
@@ -62,16 +59,16 @@ pub fn plain<R: Read + Send + 'static>(mut packed: R) -> io::Result<Box<dyn Read
 /// Packed bytes, counted as they are used.
 struct Packed<R> {
     /// `None` in a decoder that is between two members.
-    stream: Option<BufReader<R>>,
+    stream: Option<R>,
     at: u64,
     /// An error came from the stream, not from what it holds.
     has_failed: bool,
 }
 
-impl<R: Read> Packed<R> {
+impl<R: BufRead> Packed<R> {
     fn new(stream: R) -> Self {
         Self {
-            stream: Some(BufReader::with_capacity(BUFFER_BYTES, stream)),
+            stream: Some(stream),
             at: 0,
             has_failed: false,
         }
@@ -86,13 +83,13 @@ impl<R: Read> Packed<R> {
     }
 }
 
-impl<R: Read> BufRead for Packed<R> {
+impl<R: BufRead> BufRead for Packed<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         let Some(stream) = &mut self.stream else {
             return Ok(&[]);
         };
         // Decoders would lose their place if they were interrupted.
-        while stream.buffer().is_empty() {
+        loop {
             match stream.fill_buf() {
                 Ok([]) => return Ok(&[]),
                 Ok(_) => break,
@@ -103,7 +100,7 @@ impl<R: Read> BufRead for Packed<R> {
                 }
             }
         }
-        Ok(stream.buffer())
+        stream.fill_buf()
     }
 
     fn consume(&mut self, len: usize) {
@@ -114,7 +111,7 @@ impl<R: Read> BufRead for Packed<R> {
     }
 }
 
-impl<R: Read> Read for Packed<R> {
+impl<R: BufRead> Read for Packed<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let len = self.fill_buf()?.read(into)?;
         self.consume(len);
@@ -125,7 +122,7 @@ impl<R: Read> Read for Packed<R> {
 /// A decoder over packed bytes, whose errors need a place.
 trait Decoder: Read {
     const FORMAT: &'static str;
-    type Stream: Read;
+    type Stream: BufRead;
     fn packed(&self) -> &Packed<Self::Stream>;
 }
 
@@ -186,7 +183,7 @@ struct Gzip<R> {
     has_ended: bool,
 }
 
-impl<R: Read> Gzip<R> {
+impl<R: BufRead> Gzip<R> {
     fn new(packed: Packed<R>) -> Self {
         Self {
             member: GzDecoder::new(packed),
@@ -234,7 +231,7 @@ fn invalid(problem: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem)
 }
 
-impl<R: Read> Read for Gzip<R> {
+impl<R: BufRead> Read for Gzip<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if into.is_empty() {
             return Ok(0);
@@ -250,7 +247,7 @@ impl<R: Read> Read for Gzip<R> {
     }
 }
 
-impl<R: Read> Decoder for Gzip<R> {
+impl<R: BufRead> Decoder for Gzip<R> {
     const FORMAT: &'static str = "gzip";
     type Stream = R;
     fn packed(&self) -> &Packed<R> {
@@ -259,9 +256,9 @@ impl<R: Read> Decoder for Gzip<R> {
 }
 
 /// Frames one after another; skippable ones, such as the tables of zstd:chunked, are skipped.
-struct Zstd<R: Read>(zstd::stream::read::Decoder<'static, Packed<R>>);
+struct Zstd<R: BufRead>(zstd::stream::read::Decoder<'static, Packed<R>>);
 
-impl<R: Read> Zstd<R> {
+impl<R: BufRead> Zstd<R> {
     fn new(packed: Packed<R>) -> io::Result<Self> {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
         decoder.window_log_max(ZSTD_WINDOW_LOG_LIMIT)?;
@@ -269,13 +266,13 @@ impl<R: Read> Zstd<R> {
     }
 }
 
-impl<R: Read> Read for Zstd<R> {
+impl<R: BufRead> Read for Zstd<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.0.read(into)
     }
 }
 
-impl<R: Read> Decoder for Zstd<R> {
+impl<R: BufRead> Decoder for Zstd<R> {
     const FORMAT: &'static str = "zstd";
     type Stream = R;
     fn packed(&self) -> &Packed<R> {
@@ -477,7 +474,7 @@ mod tests {
         }
         for packed in [gzip(b"text"), zstd(b"text"), b"text text".to_vec()] {
             let half = packed[..packed.len() - 2].to_vec();
-            let stream = io::Cursor::new(half).chain(Broken);
+            let stream = io::Cursor::new(half).chain(io::BufReader::new(Broken));
             let err = plain(stream)
                 .unwrap()
                 .read_to_end(&mut Vec::new())
@@ -497,7 +494,7 @@ mod tests {
         ) {
             for pack in [gzip, zstd] {
                 let bytes = parts.iter().map(|part| pack(part)).collect::<Vec<_>>().concat();
-                let slow = Slow { bytes, used: 0, step, interrupted: false };
+                let slow = io::BufReader::new(Slow { bytes, used: 0, step, interrupted: false });
                 let mut read = Vec::new();
                 plain(slow).unwrap().read_to_end(&mut read).unwrap();
                 prop_assert_eq!(read, parts.concat());

@@ -5,13 +5,13 @@
 //! tar and cuts. A thread that stops drops its end of the queue, which ends its neighbours.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use zerocopy::IntoBytes;
 
@@ -316,8 +316,9 @@ fn hashed(
     let thread = thread::spawn(move || {
         let mut hasher = Hasher::default();
         let mut found = 0;
+        let buffers = Buffers::new();
         loop {
-            let block = match next_block(&mut packed) {
+            let block = match buffers.next_block(&mut packed) {
                 Ok(block) => block,
                 Err(source) => {
                     let said = io::Error::new(source.kind(), source.to_string());
@@ -390,8 +391,9 @@ fn pass_plain_on(packed: Blocks, blocks: &Sender<io::Result<Bytes>>) -> bool {
             return false;
         }
     };
+    let buffers = Buffers::new();
     loop {
-        let block = next_block(&mut plain);
+        let block = buffers.next_block(&mut plain);
         let is_end = matches!(&block, Ok(bytes) if bytes.is_empty());
         let is_last = is_end || block.is_err();
         if blocks.send(block).is_err() || is_last {
@@ -400,11 +402,57 @@ fn pass_plain_on(packed: Blocks, blocks: &Sender<io::Result<Bytes>>) -> bool {
     }
 }
 
-/// As many bytes as fill a block; fewer at the end of the stream, none after it.
-fn next_block(from: &mut impl Read) -> io::Result<Bytes> {
-    let mut block = Vec::with_capacity(BLOCK_BYTES);
-    from.take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
-    Ok(block.into())
+/// Buffers of one thread, which come back to it when the next one has used what is in them: fresh memory costs as
+/// much as what is done with it.
+struct Buffers {
+    back: Sender<Vec<u8>>,
+    free: Receiver<Vec<u8>>,
+}
+
+/// A buffer on its way.
+struct Filled {
+    bytes: Vec<u8>,
+    back: Sender<Vec<u8>>,
+}
+
+impl Buffers {
+    fn new() -> Self {
+        // One is being filled, one is being used.
+        let (back, free) = bounded(BLOCKS_WAITING + 2);
+        Self { back, free }
+    }
+
+    /// As many bytes as fill a block; fewer at the end of the stream, none after it.
+    fn next_block(&self, from: &mut impl Read) -> io::Result<Bytes> {
+        let fresh = |_| vec![0; BLOCK_BYTES];
+        let mut bytes = self.free.try_recv().unwrap_or_else(fresh);
+        bytes.resize(BLOCK_BYTES, 0);
+        let mut len = 0;
+        while len < BLOCK_BYTES {
+            match from.read(&mut bytes[len..]) {
+                Ok(0) => break,
+                Ok(more) => len += more,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+        }
+        bytes.truncate(len);
+        let back = self.back.clone();
+        Ok(Bytes::from_owner(Filled { bytes, back }))
+    }
+}
+
+impl AsRef<[u8]> for Filled {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        // Nobody fills it again once the stream has ended.
+        let _ = self.back.try_send(std::mem::take(&mut self.bytes));
+    }
 }
 
 /// Blocks of another thread as a stream.
@@ -420,23 +468,36 @@ impl BlockReader {
             current: Bytes::new(),
         }
     }
+
+    /// The next block, when all of the current one is used; empty at the end of the stream.
+    fn next(&mut self) -> io::Result<&Bytes> {
+        self.current = self.blocks.recv().unwrap_or_else(|_| Ok(Bytes::new()))?;
+        Ok(&self.current)
+    }
+}
+
+impl BufRead for BlockReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.current.is_empty() {
+            self.next()?;
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.current.advance(len);
+    }
 }
 
 impl Read for BlockReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.current.is_empty() {
-            match self.blocks.recv() {
-                Ok(block) => self.current = block?,
-                Err(_) => return Ok(0),
-            }
-        }
-        let len = self.current.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&self.current.split_to(len));
+        let len = self.fill_buf()?.read(buffer)?;
+        self.consume(len);
         Ok(len)
     }
 }
 
-/// The tar stream, hashed and counted while it is read.
+/// The tar stream, hashed and counted as it comes.
 pub(super) struct PlainStream {
     blocks: BlockReader,
     hasher: Hasher,
@@ -465,17 +526,32 @@ impl PlainStream {
     }
 }
 
-impl Read for PlainStream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.blocks.read(buffer)?;
-        self.hasher.update(&buffer[..len]);
-        match self.left.checked_sub(len as u64) {
-            Some(left) => self.left = left,
-            None => {
-                self.exceeded = Some(self.limit);
-                return Err(io::Error::other("too many plain bytes"));
+impl BufRead for PlainStream {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.blocks.current.is_empty() {
+            let block = self.blocks.next()?;
+            self.hasher.update(block);
+            match self.left.checked_sub(block.len() as u64) {
+                Some(left) => self.left = left,
+                None => {
+                    self.exceeded = Some(self.limit);
+                    self.blocks.current.clear();
+                    return Err(io::Error::other("too many plain bytes"));
+                }
             }
         }
+        Ok(&self.blocks.current)
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.blocks.consume(len);
+    }
+}
+
+impl Read for PlainStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.fill_buf()?.read(buffer)?;
+        self.consume(len);
         Ok(len)
     }
 }

@@ -13,7 +13,7 @@ mod pax;
 mod sparse;
 mod stream;
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::vec;
 
 use self::header::{BLOCK_BYTES, Header, is_header, until_nul};
@@ -71,7 +71,7 @@ pub enum Content<'a> {
     Hole(u64),
 }
 
-/// Reads a tar stream member by member. Holds one buffer of 256 KiB, the current member's extended
+/// Reads a tar stream member by member. Holds the current member's extended
 /// headers (at most 8 MiB) and the literal bytes since the last take (at most 64 MiB, see
 /// [`TarReader::take_literal`]). After an error the place in the stream is undefined.
 pub struct TarReader<R> {
@@ -89,7 +89,7 @@ struct Body {
     padding: u64,
 }
 
-impl<R: Read> TarReader<R> {
+impl<R: BufRead> TarReader<R> {
     /// Reads `stream` from its current place. Nothing is read yet.
     pub fn new(stream: R) -> Self {
         Self {
@@ -117,7 +117,7 @@ impl<R: Read> TarReader<R> {
         Ok(None)
     }
 
-    /// The next stretch of the current regular file, in order, data at most 256 KiB long; `None` at
+    /// The next stretch of the current regular file, in order, data as long as the stream's buffer at most; `None` at
     /// its end and for whatever is no regular file. The stretches' lengths add up to the file's size.
     pub fn next_content(&mut self) -> Result<Option<Content<'_>>, TarError> {
         while self.body.data_left == 0 {

@@ -1,6 +1,6 @@
 //! Where the data of a GNU sparse file lies in it (GNU tar manual, "Storing Sparse Files").
 
-use std::io::Read;
+use std::io::BufRead;
 
 use super::TarError;
 use super::header::{BLOCK_BYTES, Block, Header, number};
@@ -59,7 +59,7 @@ impl Map {
     }
 
     /// The old format: four segments in the header, more in blocks behind it. Also the file's size.
-    pub fn in_blocks<R: Read>(
+    pub fn in_blocks<R: BufRead>(
         header: &Header,
         stream: &mut Stream<R>,
     ) -> Result<(Self, u64), TarError> {
@@ -109,7 +109,10 @@ impl Map {
 
     /// Format 1.0: in the first blocks of the `body_left` bytes of data, one number per line, their
     /// count first.
-    pub fn in_body<R: Read>(stream: &mut Stream<R>, body_left: &mut u64) -> Result<Self, TarError> {
+    pub fn in_body<R: BufRead>(
+        stream: &mut Stream<R>,
+        body_left: &mut u64,
+    ) -> Result<Self, TarError> {
         let mut lines = Lines {
             stream,
             body_left,
@@ -134,7 +137,7 @@ struct Lines<'a, R> {
     used: usize,
 }
 
-impl<R: Read> Lines<'_, R> {
+impl<R: BufRead> Lines<'_, R> {
     fn number(&mut self) -> Result<u64, TarError> {
         let (mut value, mut digits) = (0u64, 0);
         loop {

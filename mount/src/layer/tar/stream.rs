@@ -1,14 +1,10 @@
-//! The stream's bytes through one buffer: borrowed as data, or moved into the literal.
+//! The stream's bytes: data borrowed where the source has it, everything else copied into the literal.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use super::TarError;
 use super::header::{BLOCK_BYTES, Block};
 use crate::extent::PlainOffset;
-
-/// Large enough that a read of the stream and its bookkeeping cost nothing beside the copy, small
-/// enough to stay in a core's second-level cache until the caller has used the bytes.
-const BUFFER_BYTES: usize = 256 << 10;
 
 /// Literal bytes between two takes at most. Headers and attributes of one member need a few
 /// megabytes; what exceeds this is a member that no image shows, or padding without end.
@@ -16,33 +12,27 @@ pub const LITERAL_LIMIT: u64 = 64 << 20;
 
 /// A reader that knows where in the stream it is and what it did not hand out as data.
 pub struct Stream<R> {
-    source: R,
-    buffer: Box<[u8]>,
-    /// `buffer[from..to]` was read and not used yet.
-    from: usize,
-    to: usize,
-    /// Place of `buffer[from]` in the stream.
-    at: u64,
-    has_ended: bool,
+    input: Input<R>,
     literal: Vec<u8>,
 }
 
-impl<R: Read> Stream<R> {
+impl<R: BufRead> Stream<R> {
     pub fn new(source: R) -> Self {
         Self {
-            source,
-            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
-            from: 0,
-            to: 0,
-            at: 0,
-            has_ended: false,
+            input: Input {
+                source,
+                lent: 0,
+                ahead: Vec::new(),
+                ahead_used: 0,
+                at: 0,
+            },
             literal: Vec::new(),
         }
     }
 
     /// Where the next byte lies.
     pub fn at(&self) -> PlainOffset {
-        PlainOffset(self.at)
+        PlainOffset(self.input.at)
     }
 
     pub fn take_literal(&mut self) -> Vec<u8> {
@@ -51,14 +41,12 @@ impl<R: Read> Stream<R> {
 
     /// The next block without taking it; shorter only if the stream ends before its end.
     pub fn peek(&mut self) -> Result<&[u8], TarError> {
-        self.fill(BLOCK_BYTES)?;
-        let end = self.to.min(self.from + BLOCK_BYTES);
-        Ok(&self.buffer[self.from..end])
+        self.input.peek()
     }
 
     /// The next block, which becomes literal; `None` at the end of the stream.
     pub fn block(&mut self) -> Result<Option<Block>, TarError> {
-        if self.peek()?.is_empty() {
+        if self.input.is_at_end()? {
             return Ok(None);
         }
         let block = self.literal(BLOCK_BYTES as u64)?;
@@ -73,34 +61,31 @@ impl<R: Read> Stream<R> {
         if count > LITERAL_LIMIT.saturating_sub(start as u64) {
             return Err(self.too_much_literal());
         }
-        let mut left = count as usize;
+        let mut left = count;
         while left > 0 {
-            let len = self.available(left)?;
-            self.literal
-                .extend_from_slice(&self.buffer[self.from..self.from + len]);
-            self.consume(len);
-            left -= len;
+            let bytes = self.input.some(left)?;
+            self.literal.extend_from_slice(bytes);
+            left -= bytes.len() as u64;
         }
         Ok(&self.literal[start..])
     }
 
     /// Everything up to the end of the stream, which becomes literal.
     pub fn literal_rest(&mut self) -> Result<(), TarError> {
-        loop {
-            self.fill(1)?;
-            if self.from == self.to {
-                return Ok(());
+        while !self.input.is_at_end()? {
+            if self.literal.len() as u64 == LITERAL_LIMIT {
+                return Err(self.too_much_literal());
             }
-            self.literal((self.to - self.from) as u64)?;
+            let room = LITERAL_LIMIT - self.literal.len() as u64;
+            let bytes = self.input.some(room)?;
+            self.literal.extend_from_slice(bytes);
         }
+        Ok(())
     }
 
     /// The next stretch of data: at least one byte, at most `limit`, which is not 0.
     pub fn data(&mut self, limit: u64) -> Result<&[u8], TarError> {
-        let len = self.available(usize::try_from(limit).unwrap_or(usize::MAX))?;
-        let start = self.from;
-        self.consume(len);
-        Ok(&self.buffer[start..start + len])
+        self.input.some(limit)
     }
 
     /// An error at the next byte.
@@ -115,42 +100,82 @@ impl<R: Read> Stream<R> {
         let limit = LITERAL_LIMIT >> 20;
         self.malformed(format!("more than {limit} MiB that belong to no file"))
     }
+}
 
-    /// How many of `wanted` bytes the buffer holds, after reading if it was empty; at least one.
-    fn available(&mut self, wanted: usize) -> Result<usize, TarError> {
-        self.fill(1)?;
-        match wanted.min(self.to - self.from) {
-            0 => Err(TarError::Truncated { at: self.at() }),
-            len => Ok(len),
+/// The source, of which a block can be seen before it is used, even where its buffer ends inside that block.
+struct Input<R> {
+    source: R,
+    /// Bytes at the front of the source's buffer that were handed out, and are used up with the next call.
+    lent: usize,
+    /// Taken from the source, but not used; at most a block.
+    ahead: Vec<u8>,
+    ahead_used: usize,
+    /// Place in the stream of the next byte to be used.
+    at: u64,
+}
+
+impl<R: BufRead> Input<R> {
+    /// The next bytes, at least one and at most `limit`.
+    fn some(&mut self, limit: u64) -> Result<&[u8], TarError> {
+        let is_ahead = self.ahead_used < self.ahead.len();
+        let found = match is_ahead {
+            true => &self.ahead[self.ahead_used..],
+            false => filled(&mut self.source, &mut self.lent, self.at)?,
+        };
+        let len = found
+            .len()
+            .min(usize::try_from(limit).unwrap_or(usize::MAX));
+        if len == 0 {
+            let at = PlainOffset(self.at);
+            return Err(TarError::Truncated { at });
         }
-    }
-
-    fn consume(&mut self, len: usize) {
-        self.from += len;
         self.at += len as u64;
+        match is_ahead {
+            true => self.ahead_used += len,
+            false => self.lent = len,
+        }
+        Ok(&found[..len])
     }
 
-    /// Reads until the buffer holds `wanted` bytes, which fit in it, or the stream ends.
-    fn fill(&mut self, wanted: usize) -> Result<(), TarError> {
-        if self.to - self.from >= wanted {
-            return Ok(());
-        }
-        self.buffer.copy_within(self.from..self.to, 0);
-        self.to -= self.from;
-        self.from = 0;
-        while self.to < wanted && !self.has_ended {
-            match self.source.read(&mut self.buffer[self.to..]) {
-                Ok(len) => {
-                    self.to += len;
-                    self.has_ended = len == 0;
-                }
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    let at = PlainOffset(self.at + self.to as u64);
-                    return Err(TarError::Read { at, source });
-                }
+    fn peek(&mut self) -> Result<&[u8], TarError> {
+        self.ahead.drain(..std::mem::take(&mut self.ahead_used));
+        while self.ahead.len() < BLOCK_BYTES {
+            let at = self.at + self.ahead.len() as u64;
+            let found = filled(&mut self.source, &mut self.lent, at)?;
+            if found.is_empty() {
+                break;
             }
+            let len = found.len().min(BLOCK_BYTES - self.ahead.len());
+            self.ahead.extend_from_slice(&found[..len]);
+            self.lent = len;
         }
-        Ok(())
+        Ok(&self.ahead)
     }
+
+    fn is_at_end(&mut self) -> Result<bool, TarError> {
+        let is_ahead = self.ahead_used < self.ahead.len();
+        Ok(!is_ahead && filled(&mut self.source, &mut self.lent, self.at)?.is_empty())
+    }
+}
+
+/// What `source` has in its buffer after the bytes that were `lent`, read if it was empty; nothing at its end.
+fn filled<'a>(
+    source: &'a mut impl BufRead,
+    lent: &mut usize,
+    at: u64,
+) -> Result<&'a [u8], TarError> {
+    source.consume(std::mem::take(lent));
+    let read = |source| TarError::Read {
+        at: PlainOffset(at),
+        source,
+    };
+    loop {
+        match source.fill_buf() {
+            Ok([]) => return Ok(&[]),
+            Ok(_) => break,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(read(err)),
+        }
+    }
+    source.fill_buf().map_err(read)
 }

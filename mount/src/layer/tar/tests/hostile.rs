@@ -174,7 +174,9 @@ fn hostile_and_damaged_archives_are_refused_with_place_and_reason() {
 #[test]
 fn endless_literal_is_refused() {
     let endless = |start: &[u8]| {
-        let mut reader = TarReader::new(io::Cursor::new(start.to_vec()).chain(io::repeat(0)));
+        let mut reader = TarReader::new(io::BufReader::new(
+            io::Cursor::new(start.to_vec()).chain(io::repeat(0)),
+        ));
         reader.next_entry().unwrap_err().to_string()
     };
     let label = header(b'V', b"label", 1 << 30);
@@ -209,7 +211,9 @@ fn a_truncated_archive_is_an_error_except_between_members() {
 #[test]
 fn a_failing_stream_is_told_apart_from_a_damaged_one() {
     let stream = crate::layer::inflate::plain(&b"\x1f\x8b\x08 and no more"[..]).unwrap();
-    let err = TarReader::new(stream).next_entry().unwrap_err();
+    let err = TarReader::new(io::BufReader::new(stream))
+        .next_entry()
+        .unwrap_err();
     assert!(
         matches!(
             err,

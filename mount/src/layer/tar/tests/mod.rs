@@ -4,6 +4,8 @@ mod gnu_tar;
 mod hostile;
 mod random;
 
+use std::io::Read;
+
 use super::header::BLOCK_BYTES;
 use super::*;
 use crate::layer::entry::Timestamp;
@@ -15,6 +17,16 @@ impl Read for Stepwise<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let len = into.len().min(self.1);
         self.0.read(&mut into[..len])
+    }
+}
+
+impl BufRead for Stepwise<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        Ok(&self.0[..self.0.len().min(self.1)])
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.0.consume(len);
     }
 }
 
