@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -15,23 +15,30 @@ use crate::layer::table::Chunk;
 /// Streams the layer once more and gives its new file; takes as long as that takes.
 pub type Restream = Box<dyn Fn() -> Result<File, Box<dyn std::error::Error>> + Send + Sync>;
 
+/// After a second streaming, good or bad, the next one waits at least this long: a disk that tears every file must not keep
+/// the registry busy.
+const PAUSE: Duration = Duration::from_secs(60);
+
 /// A native file that may be torn, or edited by a stranger: a wrong chunk is a miss, and the layer is streamed again.
 pub(super) struct Native {
     state: Mutex<State>,
     changed: Condvar,
     restream: Restream,
+    pause: Duration,
 }
 
 struct State {
     file: Arc<File>,
     /// How many times the layer was streamed again, successfully or not.
     generation: u32,
+    /// When that was last over.
+    ended: Option<Instant>,
     is_streaming: bool,
 }
 
 /// Why a chunk of a native file does not come.
 pub(super) enum Miss {
-    /// The layer was streamed again, and it is still wrong, or that failed.
+    /// The layer was streamed again just now, and it is still wrong, or that failed.
     Corrupt,
     /// The layer is being streamed again, which takes longer than the reader can wait.
     Late,
@@ -39,15 +46,21 @@ pub(super) enum Miss {
 
 impl Native {
     pub fn new(file: File, restream: Restream) -> Arc<Self> {
+        Self::with_pause(file, restream, PAUSE)
+    }
+
+    fn with_pause(file: File, restream: Restream, pause: Duration) -> Arc<Self> {
         let state = State {
             file: Arc::new(file),
             generation: 0,
+            ended: None,
             is_streaming: false,
         };
         Arc::new(Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
             restream,
+            pause,
         })
     }
 
@@ -59,18 +72,22 @@ impl Native {
         if let Some(plain) = read(&file, chunk) {
             return Ok(plain);
         }
-        if generation > 0 {
-            return Err(Miss::Corrupt);
-        }
-        let file = self.streamed_again(deadline).ok_or(Miss::Late)?;
+        let file = self.streamed_after(generation, deadline)?;
         read(&file, chunk).ok_or(Miss::Corrupt)
     }
 
-    /// The file after the layer was streamed again; one thread does that, whoever asks, and goes on when those who
-    /// ask have given up.
-    fn streamed_again(self: &Arc<Self>, deadline: Instant) -> Option<Arc<File>> {
+    /// The file that follows the one of `generation`. One thread streams it, whoever asks, and goes on when those who ask
+    /// have given up.
+    fn streamed_after(
+        self: &Arc<Self>,
+        generation: u32,
+        deadline: Instant,
+    ) -> Result<Arc<File>, Miss> {
         let mut state = self.state.lock();
-        if state.generation == 0 && !state.is_streaming {
+        if state.generation == generation && !state.is_streaming {
+            if state.ended.is_some_and(|ended| ended.elapsed() < self.pause) {
+                return Err(Miss::Corrupt);
+            }
             state.is_streaming = true;
             let native = Arc::clone(self);
             thread::spawn(move || native.stream());
@@ -78,10 +95,10 @@ impl Native {
         while state.is_streaming {
             let timed_out = self.changed.wait_until(&mut state, deadline).timed_out();
             if timed_out && state.is_streaming {
-                return None;
+                return Err(Miss::Late);
             }
         }
-        Some(Arc::clone(&state.file))
+        Ok(Arc::clone(&state.file))
     }
 
     fn stream(&self) {
@@ -94,6 +111,7 @@ impl Native {
             }
         }
         state.generation += 1;
+        state.ended = Some(Instant::now());
         state.is_streaming = false;
         self.changed.notify_all();
     }
@@ -109,7 +127,6 @@ fn read(file: &File, chunk: &Chunk) -> Option<Bytes> {
 mod tests {
     use std::io::Write;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Duration;
 
     use super::*;
     use crate::digest::ChunkDigest;
@@ -173,6 +190,23 @@ mod tests {
             assert!(matches!(native.plain(&chunk(), soon()), Err(Miss::Corrupt)));
         }
         assert_eq!(streamed.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn what_could_not_be_streamed_again_is_tried_later() {
+        let outages = AtomicU32::new(2);
+        let restream = move || match outages.load(Ordering::SeqCst) {
+            0 => Ok(file(b"right")),
+            left => {
+                outages.store(left - 1, Ordering::SeqCst);
+                Err("the registry is away".into())
+            }
+        };
+        let native = Native::with_pause(file(b"wrong"), Box::new(restream), Duration::ZERO);
+        for _ in 0..2 {
+            assert!(matches!(native.plain(&chunk(), soon()), Err(Miss::Corrupt)));
+        }
+        assert_eq!(&native.plain(&chunk(), soon()).ok().unwrap()[..], b"right");
     }
 
     #[test]
