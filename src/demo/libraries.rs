@@ -5,7 +5,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use sifon_mount::sys::helper;
+
+/// How long the interpreter may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why that cannot be said.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +60,14 @@ pub fn needed_by(program: &Path) -> Result<Vec<PathBuf>, LibraryError> {
         program: program.to_owned(),
         problem,
     };
-    let output = Command::new(&interpreter)
-        .arg("--list")
-        .arg(program)
-        .output()
+    let mut list = Command::new(&interpreter);
+    list.arg("--list").arg(program);
+    let (status, said) = helper::ask(&mut list, b"", Instant::now() + PATIENCE)
         .map_err(|err| failed(err.to_string()))?;
-    let mut needed = listed(&output).map_err(failed)?;
+    if !status.success() {
+        return Err(failed(status.to_string()));
+    }
+    let mut needed = listed(&said).map_err(failed)?;
     if !needed.contains(&interpreter) {
         needed.push(interpreter.clone());
     }
@@ -68,13 +76,8 @@ pub fn needed_by(program: &Path) -> Result<Vec<PathBuf>, LibraryError> {
 
 /// The paths in lines like `libc.so.6 => /lib/libc.so.6 (0x00007f…)` and `/lib/ld.so (0x00007f…)`,
 /// which glibc's and musl's loaders print.
-fn listed(output: &Output) -> Result<Vec<PathBuf>, String> {
-    let text = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: String = said.trim().chars().take(200).collect();
-        return Err(format!("{} {said}", output.status).trim_end().to_owned());
-    }
+fn listed(said: &[u8]) -> Result<Vec<PathBuf>, String> {
+    let text = String::from_utf8_lossy(said);
     if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
         return Err(missing.trim().to_owned());
     }
@@ -144,18 +147,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
     use super::*;
-
-    fn output(status: i32, text: &str) -> Output {
-        Output {
-            status: ExitStatus::from_raw(status),
-            stdout: text.into(),
-            stderr: b"said\n".to_vec(),
-        }
-    }
 
     #[test]
     fn this_program_needs_files_that_are_there() {
@@ -179,24 +171,22 @@ mod tests {
             "/opt/with space/libx.so",
         ];
         assert_eq!(
-            listed(&output(0, glibc)),
+            listed(glibc.as_bytes()),
             Ok(paths.map(PathBuf::from).into())
         );
         let musl = "\t/lib/ld-musl-x86_64.so.1 (0x7f)\n\
                     \tlibc.musl-x86_64.so.1 => /lib/ld-musl-x86_64.so.1 (0x7f)\n";
         let path = PathBuf::from("/lib/ld-musl-x86_64.so.1");
-        assert_eq!(listed(&output(0, musl)), Ok(vec![path]));
+        assert_eq!(listed(musl.as_bytes()), Ok(vec![path]));
     }
 
     #[test]
     fn a_library_that_is_missing_is_named() {
         let text = "\tlibx.so.1 => not found\n";
         assert_eq!(
-            listed(&output(0, text)),
+            listed(text.as_bytes()),
             Err("libx.so.1 => not found".into())
         );
-        let failed = listed(&output(256, "")).unwrap_err();
-        assert!(failed.contains("said"), "{failed}");
     }
 
     #[test]

@@ -85,7 +85,10 @@ impl Native {
     ) -> Result<Arc<File>, Miss> {
         let mut state = self.state.lock();
         if state.generation == generation && !state.is_streaming {
-            if state.ended.is_some_and(|ended| ended.elapsed() < self.pause) {
+            if state
+                .ended
+                .is_some_and(|ended| ended.elapsed() < self.pause)
+            {
                 return Err(Miss::Corrupt);
             }
             state.is_streaming = true;

@@ -1,12 +1,10 @@
 //! Who we are to a registry: the user's word, a credential file, or a helper program that it names.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -14,6 +12,7 @@ use serde::Deserialize;
 
 use super::settings::{Credentials, Secret, Settings};
 use crate::reference::DOCKER_HUB;
+use crate::sys::helper;
 
 /// How Docker names its hub in credential files and to helpers.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -217,9 +216,9 @@ fn from_helper(name: &str, key: &str, deadline: Instant) -> Result<Option<Identi
             "credential helper {name:?}: not the name of a program"
         ));
     }
-    let (succeeded, output) = answer(Command::new(&program).arg("get"), key.as_bytes(), deadline)
+    let (status, output) = helper::ask(Command::new(&program).arg("get"), key.as_bytes(), deadline)
         .map_err(|error| format!("{program}: {error}"))?;
-    if !succeeded {
+    if !status.success() {
         let said: String = String::from_utf8_lossy(&output)
             .trim()
             .chars()
@@ -242,64 +241,10 @@ fn from_helper(name: &str, key: &str, deadline: Instant) -> Result<Option<Identi
     }))
 }
 
-/// Runs `command`, which gets `input` and has until `deadline`; then it and what it started are killed.
-fn answer(command: &mut Command, input: &[u8], deadline: Instant) -> io::Result<(bool, Vec<u8>)> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()?;
-    let outcome = conversation(&mut child, input, deadline);
-    if outcome.is_err()
-        && let Ok(pid) = i32::try_from(child.id())
-        && let Some(group) = rustix::process::Pid::from_raw(pid)
-    {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        let _ = child.wait();
-    }
-    outcome
-}
-
-fn conversation(child: &mut Child, input: &[u8], deadline: Instant) -> io::Result<(bool, Vec<u8>)> {
-    let late = || io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time");
-    let mut stdin = child
-        .stdin
-        .take()
-        .expect("its stdin was asked to be a pipe");
-    let stdout = child
-        .stdout
-        .take()
-        .expect("its stdout was asked to be a pipe");
-    // A helper that never reads its input cannot block us: a key fits into the pipe.
-    match stdin.write_all(input) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-        _ => drop(stdin),
-    }
-    let (sender, receiver) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("credential-helper".into())
-        .spawn(move || {
-            let mut output = Vec::new();
-            let read = stdout.take(BYTES_LIMIT).read_to_end(&mut output);
-            let _ = sender.send(read.map(|_| output));
-        })?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    let output = receiver.recv_timeout(left).map_err(|_| late())??;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok((status.success(), output));
-        }
-        if Instant::now() >= deadline {
-            return Err(late());
-        }
-        // It has closed its output, so it is about to end.
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn soon() -> Instant {
@@ -411,25 +356,5 @@ mod tests {
             "{}",
             found.story
         );
-    }
-
-    #[test]
-    fn a_helper_gets_the_key_and_answers() {
-        let script = r#"read key; echo "{\"Username\":\"$key\",\"Secret\":\"s\"}""#;
-        let mut command = Command::new("sh");
-        let (succeeded, output) =
-            answer(command.args(["-c", script]), b"https://x\n", soon()).unwrap();
-        assert!(succeeded);
-        assert_eq!(output, b"{\"Username\":\"https://x\",\"Secret\":\"s\"}\n");
-    }
-
-    #[test]
-    fn a_helper_that_hangs_is_killed_at_the_deadline() {
-        let started = Instant::now();
-        let deadline = started + Duration::from_millis(50);
-        let mut command = Command::new("sh");
-        let error = answer(command.args(["-c", "sleep 60"]), b"x", deadline).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(started.elapsed() < Duration::from_secs(30));
     }
 }

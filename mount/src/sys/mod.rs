@@ -3,6 +3,7 @@
 
 pub mod account;
 pub mod descriptor;
+pub mod helper;
 pub mod mount;
 pub mod mountinfo;
 pub mod namespace;

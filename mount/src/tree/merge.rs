@@ -4,6 +4,7 @@
 //! Of each layer first the whiteouts and opaque directories are applied to what lower layers left, wherever
 //! they stand in the layer, then its entries in order.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{self, Write};
 
@@ -13,6 +14,11 @@ use super::seal::seal;
 use crate::digest::Digest;
 use crate::layer::entry::{Entry, Kind, shown};
 use crate::layer::table::{Table, TableError};
+
+/// Names looked up for each entry on average at most, and as many more in any case. Most entries need none, because they
+/// are in the directory of the one before; but each of a hostile layer's may lead through 40 links of 2,000 names.
+const LOOKUPS_PER_ENTRY: u64 = 64;
+const LOOKUPS_ALWAYS: u64 = 1 << 20;
 
 /// Why layers do not make a tree.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +53,7 @@ pub fn merge(layers: &[&Table], to: &mut impl Write) -> Result<(), MergeError> {
         layers,
         draft: Draft::new(),
         last: None,
+        lookups_left: Cell::new(LOOKUPS_ALWAYS),
     };
     for layer in 0..count {
         merging.hide(layer)?;
@@ -61,6 +68,7 @@ struct Merging<'a> {
     /// The directory that an entry before was in, and its own path, which no link is part of: most layers list
     /// directory by directory. Holds until something is hidden or replaced.
     last: Option<(&'a [u8], NodeIndex)>,
+    lookups_left: Cell<u64>,
 }
 
 /// What keeps an entry out of the tree.
@@ -84,6 +92,10 @@ impl From<TableError> for Obstacle {
 impl<'a> Merging<'a> {
     /// Applies the whiteouts and opaque directories of `layer` to what the layers below left.
     fn hide(&mut self, layer: u16) -> Result<(), MergeError> {
+        let count = self.layers[usize::from(layer)].entry_count();
+        let more = count.saturating_mul(LOOKUPS_PER_ENTRY);
+        self.lookups_left
+            .set(self.lookups_left.get().saturating_add(more));
         let entries = || self.layers[usize::from(layer)].entries();
         let mut hiding = Vec::new();
         for entry in entries() {
@@ -121,7 +133,9 @@ impl<'a> Merging<'a> {
                 continue;
             }
             let (above, name) = split(entry.path);
-            let Resolved::Found(directory) = resolved(&self.paths(&replaced), above)? else {
+            let followed = resolved(&self.paths(&replaced), above)
+                .map_err(|obstacle| self.error(layer, entry.path, obstacle))?;
+            let Resolved::Found(directory) = followed else {
                 continue;
             };
             if let Some(name) = self.draft.find(directory, name)
@@ -265,6 +279,7 @@ impl<'a> Merging<'a> {
             draft: &self.draft,
             layers: self.layers,
             without,
+            lookups_left: &self.lookups_left,
         }
     }
 
@@ -295,24 +310,29 @@ struct DraftPaths<'d, 'a> {
     draft: &'d Draft,
     layers: &'a [&'a Table],
     without: &'d HashSet<NameIndex>,
+    lookups_left: &'d Cell<u64>,
 }
 
 impl<'a> Paths<'a> for DraftPaths<'_, 'a> {
     type Id = NodeIndex;
-    type Error = TableError;
+    type Error = Obstacle;
 
     fn root(&self) -> NodeIndex {
         Draft::ROOT
     }
 
-    fn child(&self, directory: NodeIndex, name: &[u8]) -> Result<Option<NodeIndex>, TableError> {
+    fn child(&self, directory: NodeIndex, name: &[u8]) -> Result<Option<NodeIndex>, Obstacle> {
+        let left = self.lookups_left.get().checked_sub(1);
+        self.lookups_left.set(left.ok_or(Obstacle::Entry(
+            "the layers' paths lead through symbolic links too many times",
+        ))?);
         let name = self.draft.find(directory, name);
         Ok(name
             .filter(|name| self.without.is_empty() || !self.without.contains(name))
             .map(|name| self.draft.node(name)))
     }
 
-    fn step(&self, node: NodeIndex) -> Result<Step<'a>, TableError> {
+    fn step(&self, node: NodeIndex) -> Result<Step<'a>, Obstacle> {
         let Origin::Entry { layer, index } = self.draft.origin(node) else {
             return Ok(Step::Directory);
         };
@@ -326,7 +346,7 @@ impl<'a> Paths<'a> for DraftPaths<'_, 'a> {
         })
     }
 
-    fn above(&self, directory: NodeIndex) -> Result<NodeIndex, TableError> {
+    fn above(&self, directory: NodeIndex) -> Result<NodeIndex, Obstacle> {
         Ok(self.draft.above(directory))
     }
 }
