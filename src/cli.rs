@@ -10,7 +10,7 @@ use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
 use crate::command::{cache, compact, demo, exec, hint, inspect, mount, umount};
-use crate::demo::{program, unpacked};
+use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
 
@@ -58,6 +58,10 @@ fn as_helper() -> Option<ExitCode> {
     let verb = arguments.next().filter(|_| arguments.next().is_none())?;
     match verb.to_str()? {
         program::VERB => Some(demo::program()),
+        cleaner::VERB => {
+            cleaner::run();
+            Some(ExitCode::SUCCESS)
+        }
         unpacked::VERB => Some(demo::from_sif()),
         exec::SERVE_VERB => Some(exec::serve()),
         mount::SERVE_VERB => Some(mount::serve()),

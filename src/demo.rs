@@ -2,6 +2,7 @@
 //! demonstration needs. A registry inside this process, an image made from what the machine has, and the
 //! program that runs in it.
 
+pub mod cleaner;
 pub mod image;
 pub mod libraries;
 pub mod program;

@@ -156,6 +156,23 @@ fn a_signal_ends_it_and_nothing_is_left() {
 }
 
 #[test]
+fn nothing_is_left_even_of_one_that_is_killed() {
+    for demo in demos() {
+        let mut child = demo
+            .command(SMALL, &[])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut lines = stdout.lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("$ sifon exec")));
+        rustix::process::kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+        child.wait().unwrap();
+        demo.assert_nothing_is_left();
+    }
+}
+
+#[test]
 fn where_it_cannot_work_it_says_why_and_leaves_nothing() {
     for demo in demos() {
         let output = demo

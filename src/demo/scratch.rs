@@ -15,6 +15,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions};
 use sifon_mount::sys::signal::Signals;
 use tempfile::TempDir;
 
+use super::cleaner::Cleaner;
+
 /// How long processes may go on that outlive the one that was run; it is milliseconds if nothing is wrong.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,6 +39,8 @@ pub struct Scratch {
 
 struct State {
     directory: Option<TempDir>,
+    /// For the end that nothing in this process survives.
+    cleaner: Option<Cleaner>,
     running: Option<Child>,
     /// Children that this process was born with: none of our business.
     strangers: HashSet<Pid>,
@@ -106,8 +110,10 @@ impl Scratch {
                 source,
             })?;
         let path = directory.path().to_owned();
+        let cleaner = Cleaner::start(&path)?;
         let shared = Arc::new(Mutex::new(State {
             directory: Some(directory),
+            cleaner: Some(cleaner),
             running: None,
             strangers: children(),
         }));
@@ -213,10 +219,12 @@ impl State {
             let _ = child.kill();
         }
         let finished = self.finish();
-        match self.directory.take() {
+        let removed = match self.directory.take() {
             Some(directory) => finished.and(directory.close()),
             None => Ok(()),
-        }
+        };
+        self.cleaner = None;
+        removed
     }
 
     /// Servers of images end by themselves when their programs do. One that does not is killed.
