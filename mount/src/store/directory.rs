@@ -370,11 +370,16 @@ impl std::fmt::Display for Owner {
     }
 }
 
+/// The host as far as process numbers go: containers with one name still number their processes apart.
 fn host() -> String {
-    rustix::system::uname()
+    let name = rustix::system::uname()
         .nodename()
         .to_string_lossy()
-        .replace(['/', '\0'], "_")
+        .replace(['/', '\0'], "_");
+    match fs::metadata("/proc/self/ns/pid") {
+        Ok(namespace) => format!("{name}.{:x}", namespace.ino()),
+        Err(_) => name,
+    }
 }
 
 fn temporary_name() -> String {

@@ -4,7 +4,6 @@ mod damage;
 mod extraction;
 mod model;
 mod rules;
-mod size;
 
 use super::*;
 use crate::digest::{ChunkDigest, Digest};
