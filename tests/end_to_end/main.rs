@@ -14,6 +14,7 @@ mod tricky;
 mod view;
 
 mod formats;
+mod https;
 mod lifetime;
 mod pulled;
 mod requests;

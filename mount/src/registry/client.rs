@@ -162,6 +162,13 @@ impl Client {
                 return Ok((redirected, answer));
             }
             url = target(&url, &answer)?;
+            // A blob is known by its digest, but whoever can change a manifest on its way chooses the image.
+            if question.accept.is_some() && is_downgrade(&registry, &url) {
+                return Err(Failure::wrong(
+                    answer.place(),
+                    "redirects from HTTPS to plain HTTP",
+                ));
+            }
             let authorization = match self.is_registry(&url) {
                 true => self.authorization().await?,
                 false => None,
@@ -377,6 +384,10 @@ async fn unless_tls_is_wanted(
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn is_downgrade(from: &Url, to: &Url) -> bool {
+    from.scheme() == "https" && to.scheme() != "https"
 }
 
 fn target(from: &Url, answer: &Answer) -> Result<Url, Failure> {

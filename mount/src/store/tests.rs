@@ -69,7 +69,7 @@ fn a_draft_that_is_not_sealed_leaves_nothing() {
 fn drafts_of_dead_processes_are_removed_and_those_of_living_ones_kept() {
     let directory = tempfile::tempdir().unwrap();
     let store = store_in(directory.path());
-    let alive = super::directory::Owner::this_process().to_string();
+    let alive = directory::Owner::this_process().to_string();
     let (host, _) = alive.rsplit_once('-').unwrap();
     let tmp = store.directory().join("tmp");
     let dead = tmp.join(format!("{host}-{}-0", i32::MAX));

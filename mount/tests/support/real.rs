@@ -1,7 +1,7 @@
 //! A real `docker-registry` process, filled through its API.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
@@ -20,6 +20,8 @@ pub struct RealRegistry {
     address: String,
     directory: tempfile::TempDir,
     has_users: bool,
+    /// Its certificate and key, if it speaks TLS.
+    tls: Option<(PathBuf, PathBuf)>,
     /// What the configuration says besides.
     also: String,
     child: Option<Child>,
@@ -41,6 +43,7 @@ impl RealRegistry {
             address: "127.0.0.1:0".into(),
             directory: tempfile::tempdir().unwrap(),
             has_users,
+            tls: None,
             also: String::new(),
             child: None,
         };
@@ -67,13 +70,25 @@ impl RealRegistry {
         assert!(self.resume());
     }
 
+    /// Restarts the process, which speaks nothing but TLS from now on.
+    pub fn restart_with_tls(&mut self, certificate: PathBuf, key: PathBuf) {
+        self.stop();
+        self.tls = Some((certificate, key));
+        assert!(self.resume());
+    }
+
     /// Starts the process again on the same port and data; false if it is not installed.
     pub fn resume(&mut self) -> bool {
         let directory = self.directory.path();
+        let tls = self.tls.as_ref().map(|(certificate, key)| {
+            let (certificate, key) = (certificate.display(), key.display());
+            format!(", tls: {{certificate: {certificate}, key: {key}}}")
+        });
         let mut config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: \"{}\"}}\n",
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: \"{}\"{}}}\n",
             directory.join("data").display(),
-            self.address
+            self.address,
+            tls.unwrap_or_default()
         );
         if self.has_users {
             let users = directory.join("htpasswd");
@@ -107,7 +122,12 @@ impl RealRegistry {
                 "docker-registry ended"
             );
             if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.split(['"', ' ']).next().unwrap().trim().to_owned();
+                break rest
+                    .split(['"', ' ', ','])
+                    .next()
+                    .unwrap()
+                    .trim()
+                    .to_owned();
             }
         };
         // It must never wait for somebody to read what it logs.
@@ -236,7 +256,7 @@ impl Drop for RealRegistry {
     }
 }
 
-fn blob_path(layout: &Path, digest: &str) -> std::path::PathBuf {
+fn blob_path(layout: &Path, digest: &str) -> PathBuf {
     layout.join("blobs").join(digest.replace(':', "/"))
 }
 
