@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sifon_mount::sys::helper;
+use sifon_mount::sys::answer::answer_of;
 
 /// How long the interpreter may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -62,7 +62,7 @@ pub fn needed_by(program: &Path) -> Result<Vec<PathBuf>, LibraryError> {
     };
     let mut list = Command::new(&interpreter);
     list.arg("--list").arg(program);
-    let (status, said) = helper::ask(&mut list, b"", Instant::now() + PATIENCE)
+    let (status, said) = answer_of(&mut list, b"", Instant::now() + PATIENCE)
         .map_err(|err| failed(err.to_string()))?;
     if !status.success() {
         return Err(failed(status.to_string()));

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::settings::{Credentials, Secret, Settings};
 use crate::reference::DOCKER_HUB;
-use crate::sys::helper;
+use crate::sys::answer::answer_of;
 
 /// How Docker names its hub in credential files and to helpers.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -216,7 +216,7 @@ fn from_helper(name: &str, key: &str, deadline: Instant) -> Result<Option<Identi
             "credential helper {name:?}: not the name of a program"
         ));
     }
-    let (status, output) = helper::ask(Command::new(&program).arg("get"), key.as_bytes(), deadline)
+    let (status, output) = answer_of(Command::new(&program).arg("get"), key.as_bytes(), deadline)
         .map_err(|error| format!("{program}: {error}"))?;
     if !status.success() {
         let said: String = String::from_utf8_lossy(&output)

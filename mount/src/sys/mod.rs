@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 pub mod account;
+pub mod answer;
 pub mod descriptor;
-pub mod helper;
 pub mod mount;
 pub mod mountinfo;
 pub mod namespace;

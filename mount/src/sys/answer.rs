@@ -13,7 +13,7 @@ const BYTES_LIMIT: u64 = 1 << 20;
 
 /// Runs `command`, which gets `input` (no more than a pipe holds) and has until `deadline`; then it and what it started are
 /// killed. Gives its exit status and the first 1 MiB of its stdout; its stderr is dropped.
-pub fn ask(
+pub fn answer_of(
     command: &mut Command,
     input: &[u8],
     deadline: Instant,
@@ -53,7 +53,7 @@ fn conversation(
     }
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new()
-        .name("helper".into())
+        .name("answer".into())
         .spawn(move || {
             let mut output = Vec::new();
             let read = stdout.take(BYTES_LIMIT).read_to_end(&mut output);
@@ -81,7 +81,7 @@ mod tests {
     fn a_helper_gets_its_input_and_answers() {
         let script = r#"read key; echo "{\"Username\":\"$key\",\"Secret\":\"s\"}""#;
         let mut command = Command::new("sh");
-        let (status, output) = ask(
+        let (status, output) = answer_of(
             command.args(["-c", script]),
             b"https://x\n",
             Instant::now() + Duration::from_secs(20),
@@ -96,7 +96,7 @@ mod tests {
         let started = Instant::now();
         let deadline = started + Duration::from_millis(50);
         let mut command = Command::new("sh");
-        let error = ask(command.args(["-c", "sleep 60"]), b"x", deadline).unwrap_err();
+        let error = answer_of(command.args(["-c", "sleep 60"]), b"x", deadline).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(started.elapsed() < Duration::from_secs(30));
     }
