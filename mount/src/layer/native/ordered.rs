@@ -14,6 +14,9 @@ use crate::layer::table::{Chunk, ChunkIndex, TableWriter};
 /// Chunks of one layer that may wait for compression or for a slower one before them: 4 MiB.
 const IN_FLIGHT_LIMIT: u64 = 32;
 
+/// Chunks smaller than this are gathered before they are written; larger ones, which are most of the bytes, pass uncopied.
+const GATHERED_BYTES: usize = 16 << 10;
+
 /// A native file that is being written. Its bytes do not depend on which thread was faster.
 pub(super) struct OrderedFile {
     file: BufWriter<File>,
@@ -32,7 +35,7 @@ impl OrderedFile {
     pub fn new(file: File, compressors: &Compressors) -> Self {
         let (reply, packed) = bounded(IN_FLIGHT_LIMIT as usize);
         Self {
-            file: BufWriter::with_capacity(1 << 20, file),
+            file: BufWriter::with_capacity(GATHERED_BYTES, file),
             written: 0,
             jobs: compressors.jobs(),
             reply,
