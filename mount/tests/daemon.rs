@@ -170,8 +170,9 @@ fn a_daemon_mounts_and_umount_ends_it() {
     assert!(taken.to_string().contains(SOURCE), "{taken}");
     assert!(taken.hint().unwrap().contains("umount"), "{taken}");
     let unmounted = daemon::unmount(&target).unwrap();
-    assert_eq!(unmounted.reference, SOURCE);
-    assert!(has_ended(pid));
+    assert_eq!(unmounted.mounted.reference, SOURCE);
+    // Programs that another test started meanwhile may have a copy of the mount.
+    wait_until(|| has_ended(pid));
     assert!(target.is_dir());
 }
 
@@ -331,6 +332,44 @@ fn a_watcher_leaves_a_mount_that_lives() {
     drop(write);
     assert!(watcher.wait().unwrap().success());
     assert!(is_mounted(&place.target()));
+}
+
+#[test]
+fn umount_says_which_other_namespace_keeps_the_server() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let pid = launched(&place.target()).unwrap();
+    // A program whose mounts were copied while the image was mounted, as other container programs' are.
+    let mut other = Command::new("unshare")
+        .args(["-r", "-m", "sh", "-c", "echo; read end"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut its_stdout = other.stdout.take().unwrap();
+    assert_eq!(
+        its_stdout.read(&mut [0]).unwrap(),
+        1,
+        "no user namespaces here"
+    );
+    let unmounted = daemon::unmount(&place.target()).unwrap();
+    assert!(!is_mounted(&place.target()));
+    // Where mounts are shared, the end of one is the end of its copies.
+    let is_shared = fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .any(|line| line.contains(" shared:"));
+    let keeps = |user: &User| matches!(user, User::Process { pid, .. } if *pid == other.id());
+    assert_eq!(
+        unmounted.kept_by.iter().any(keeps),
+        !is_shared,
+        "{unmounted:?}"
+    );
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    wait_until(|| has_ended(pid));
 }
 
 #[test]

@@ -23,12 +23,16 @@ pub struct Args {
 /// Unmounts one after another.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     for directory in &args.directories {
-        let ended = if args.lazy {
-            daemon::detach(directory)
-        } else {
-            daemon::unmount(directory)
-        };
-        ended?;
+        if args.lazy {
+            daemon::detach(directory)?;
+            continue;
+        }
+        for user in daemon::unmount(directory)?.kept_by {
+            tracing::warn!(
+                directory = %directory.display(),
+                "unmounted, but {user} still has it; its server ends with that"
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -175,7 +175,7 @@ impl Lifeline {
     }
 
     /// Waits until the process has ended; tells whether it has, or `timeout` came first.
-    pub(super) fn ended_within(mut self, timeout: Duration) -> bool {
+    pub(super) fn ended_within(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -235,7 +235,7 @@ mod tests {
         assert!(Lifeline::to(&entry("a", device)).is_none());
         listen(device).unwrap();
         assert!(listen_within(device, Duration::ZERO).is_err());
-        let lifeline = Lifeline::to(&entry("a", device)).unwrap();
+        let mut lifeline = Lifeline::to(&entry("a", device)).unwrap();
         assert_eq!(lifeline.pid, Some(std::process::id()));
         assert!(!lifeline.ended_within(Duration::from_millis(1)));
         let stranger = MountEntry {

@@ -15,5 +15,5 @@ pub use mounted::{Mount, MountError, Options};
 pub use respawn::Respawn;
 pub use stop::Stop;
 pub use target::{Target, TargetError};
-pub use unmount::{UnmountError, User, detach, unmount};
+pub use unmount::{UnmountError, Unmounted, User, detach, unmount};
 pub use watcher::watch;

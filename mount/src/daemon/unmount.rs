@@ -13,6 +13,9 @@ use crate::sys::mountinfo::{self, MountEntry};
 /// How long the process behind a mount may take to end after it.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// After which time it is looked for who else may have the mount.
+const LOOK_AFTER: Duration = Duration::from_millis(500);
+
 /// How long a mount that nobody is seen to use may stay busy: a process that is just ending holds it
 /// for a moment longer than it is seen in /proc.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -105,20 +108,39 @@ fn listed(users: &[User]) -> String {
     format!("used by {}", users.join(", "))
 }
 
-/// Unmounts the image at `path` and waits until its process has ended. Gives what was mounted.
-pub fn unmount(path: &Path) -> Result<Mounted, UnmountError> {
+/// A mount that has ended, here at least.
+#[derive(Debug)]
+pub struct Unmounted {
+    /// What was mounted.
+    pub mounted: Mounted,
+    /// Processes with a mount namespace of their own that still have the mount, because they were started while it was
+    /// there. The process behind it ends with them.
+    pub kept_by: Vec<User>,
+}
+
+/// Unmounts the image at `path` and waits until its process has ended, unless others keep that.
+pub fn unmount(path: &Path) -> Result<Unmounted, UnmountError> {
     let mount = ours_at(path)?;
     let lifeline = Lifeline::to(&mount);
     let pid = lifeline.as_ref().and_then(|lifeline| lifeline.pid);
     let mounted = control::described(mount.clone());
     unmount_when_free(&mount)?;
-    if lifeline.is_none_or(|lifeline| lifeline.ended_within(END_TIMEOUT)) {
-        return Ok(mounted);
+    let ended = |kept_by| Unmounted { mounted, kept_by };
+    let Some(mut lifeline) = lifeline else {
+        return Ok(ended(Vec::new()));
+    };
+    let deadline = Instant::now() + END_TIMEOUT;
+    while !lifeline.ended_within(LOOK_AFTER) {
+        let kept_by = keepers(&mount);
+        if !kept_by.is_empty() {
+            return Ok(ended(kept_by));
+        }
+        if Instant::now() > deadline {
+            let path = mount.target;
+            return Err(UnmountError::StillRuns { path, pid });
+        }
     }
-    Err(UnmountError::StillRuns {
-        path: mount.target,
-        pid,
-    })
+    Ok(ended(Vec::new()))
 }
 
 /// Takes the image at `path` out of the tree at once. Its process ends when its last user is gone.
@@ -173,23 +195,37 @@ fn is_busy(error: &FusermountError) -> bool {
 fn users(mount: &MountEntry) -> Vec<User> {
     let below = mountinfo::mounts().unwrap_or_default().into_iter();
     let below = below.filter(|other| other.parent == mount.id);
-    let mut users: Vec<User> = below.map(|other| User::Mount(other.target)).collect();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in processes {
-        let pid = process.file_name();
-        let Some(pid) = pid.to_str().and_then(|pid| pid.parse().ok()) else {
-            continue;
+    let below = below.map(|other| User::Mount(other.target));
+    below
+        .chain(processes(|process| use_by(process, mount)))
+        .collect()
+}
+
+/// Processes that this user may look at and that have what was `mount` in namespaces of their own.
+fn keepers(mount: &MountEntry) -> Vec<User> {
+    let has_it = |process: &Path| {
+        let mounts = mountinfo::parsed(&fs::read(process.join("mountinfo")).ok()?);
+        let is_it = |other: &MountEntry| {
+            other.device == mount.device && other.file_system == mount.file_system
         };
-        if let Some(by) = use_by(&process.path(), mount) {
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            users.push(User::Process {
-                pid,
-                name: name.trim_end().to_owned(),
-                by,
-            });
-        }
-    }
-    users
+        mounts.iter().any(is_it).then_some("mount namespace")
+    };
+    processes(has_it).collect()
+}
+
+/// The processes for which there is something to say.
+fn processes(said_of: impl Fn(&Path) -> Option<&'static str>) -> impl Iterator<Item = User> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(move |process| {
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        let by = said_of(&process.path())?;
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        Some(User::Process {
+            pid,
+            name: name.trim_end().to_owned(),
+            by,
+        })
+    })
 }
 
 /// What of the process at `process` lies in `mount`. Links are read, never followed: following one
