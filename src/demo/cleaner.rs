@@ -1,5 +1,6 @@
 //! A second process that removes the demonstration's directory, however the first one ends.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -14,6 +15,10 @@ pub const VERB: &str = "demo-cleaner";
 
 /// How long programs in the image may still write to the directory when the demonstration has been killed.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program that was just being started makes the directory anew when it opens its store: it is gone for good once it has
+/// been gone for this long.
+const GONE_FOR: Duration = Duration::from_secs(5);
 
 /// How often it is tried.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -61,11 +66,16 @@ pub fn run() {
     if io::stdin().read_to_end(&mut path).is_err() {
         return;
     }
-    let directory = PathBuf::from(std::ffi::OsString::from_vec(path));
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(err) = fs::remove_dir_all(&directory) {
-        if err.kind() == io::ErrorKind::NotFound || Instant::now() > deadline {
-            return;
+    let directory = PathBuf::from(OsString::from_vec(path));
+    if !directory.exists() {
+        return;
+    }
+    let killed = Instant::now();
+    let mut seen = killed;
+    while killed.elapsed() < PATIENCE && seen.elapsed() < GONE_FOR {
+        let removed = fs::remove_dir_all(&directory);
+        if !removed.is_err_and(|err| err.kind() == io::ErrorKind::NotFound) {
+            seen = Instant::now();
         }
         thread::sleep(PAUSE);
     }
