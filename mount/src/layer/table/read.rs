@@ -1,0 +1,264 @@
+//! A table read in place.
+
+use std::io::{self, Read};
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::format::*;
+use super::shapes::{Chunk, ChunkIndex, Codec, Piece, PieceRange};
+use crate::digest::{ChunkDigest, Digest};
+use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
+use crate::layer::entry::{Entry, Kind, Timestamp};
+use crate::sys::Sealed;
+
+/// What is wrong with a table file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("layer table {layer}, {part} {at}: {problem}")]
+pub struct TableError {
+    layer: String,
+    part: &'static str,
+    at: u64,
+    problem: &'static str,
+}
+
+/// A sealed table, read in place. Every access is checked: a damaged file is an error, never a crash.
+pub struct Table {
+    bytes: Sealed,
+    layer: Digest,
+    entries: Span,
+    pieces: Span,
+    chunks: Span,
+    names: Span,
+}
+
+/// A part of the file: where it begins and how many records (for names: bytes) it has.
+#[derive(Clone, Copy)]
+struct Span {
+    at: usize,
+    count: u64,
+}
+
+impl Table {
+    /// Checks the header and that the parts it promises fill the file; nothing is read beyond that.
+    pub fn open(bytes: Sealed) -> Result<Self, TableError> {
+        let wrong = |problem| TableError {
+            layer: "file".into(),
+            part: "byte",
+            at: 0,
+            problem,
+        };
+        let (header, _) =
+            Header::read_from_prefix(&bytes).map_err(|_| wrong("shorter than its header"))?;
+        if header.magic != MAGIC {
+            return Err(wrong("not a layer table"));
+        }
+        if header.version.get() != VERSION {
+            return Err(wrong("written by another version of sifon"));
+        }
+        let mut at = size_of::<Header>();
+        let mut part = |count: U64, record: usize| {
+            let span = Span {
+                at,
+                count: count.get(),
+            };
+            at = usize::try_from(count.get())
+                .ok()?
+                .checked_mul(record)?
+                .checked_add(at)?;
+            Some(span)
+        };
+        let spans = (|| {
+            Some((
+                part(header.entries, size_of::<EntryRecord>())?,
+                part(header.pieces, size_of::<Piece>())?,
+                part(header.chunks, size_of::<ChunkRecord>())?,
+                part(header.names_len, 1)?,
+            ))
+        })();
+        match spans {
+            Some((entries, pieces, chunks, names)) if at == bytes.len() => Ok(Self {
+                layer: Digest::from_bytes(header.layer),
+                bytes,
+                entries,
+                pieces,
+                chunks,
+                names,
+            }),
+            _ => Err(wrong("its parts do not fill the file")),
+        }
+    }
+
+    /// The blob that the packed offsets of chunks count in.
+    pub fn layer(&self) -> Digest {
+        self.layer
+    }
+
+    /// How many entries it has.
+    pub fn entry_count(&self) -> u64 {
+        self.entries.count
+    }
+
+    /// How many chunks it has.
+    pub fn chunk_count(&self) -> u64 {
+        self.chunks.count
+    }
+
+    /// All entries with their pieces, in the order of the layer.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(Entry<&[u8]>, PieceRange), TableError>> {
+        (0..self.entries.count).map(|index| self.entry(index))
+    }
+
+    /// The entry at `index`, and its pieces.
+    pub fn entry(&self, index: u64) -> Result<(Entry<&[u8]>, PieceRange), TableError> {
+        let wrong = |problem| self.wrong("entry", index, problem);
+        let record: &EntryRecord = self
+            .record(self.entries, index)
+            .ok_or_else(|| wrong("no such entry"))?;
+        let mut names = NameBytes {
+            bytes: self.name_bytes(),
+            at: usize::try_from(record.names_at.get()).unwrap_or(usize::MAX),
+        };
+        let outside = || wrong("its names lie outside the file");
+        let path = names.next(record.path_len).ok_or_else(outside)?;
+        let target = names.next(record.target_len).ok_or_else(outside)?;
+        let attributes = names.next(record.xattrs_len).ok_or_else(outside)?;
+        let (major, minor) = ((record.size.get() >> 32) as u32, record.size.get() as u32);
+        let kind = match record.kind {
+            KIND_DIRECTORY => Kind::Directory,
+            KIND_REGULAR => Kind::Regular {
+                size: record.size.get(),
+            },
+            KIND_SYMLINK => Kind::Symlink { target },
+            KIND_HARDLINK => Kind::Hardlink { target },
+            KIND_CHAR_DEVICE => Kind::CharDevice { major, minor },
+            KIND_BLOCK_DEVICE => Kind::BlockDevice { major, minor },
+            KIND_FIFO => Kind::Fifo,
+            KIND_SOCKET => Kind::Socket,
+            KIND_WHITEOUT => Kind::Whiteout,
+            KIND_OPAQUE => Kind::Opaque,
+            _ => return Err(wrong("an unknown kind")),
+        };
+        let entry = Entry {
+            path,
+            kind,
+            mode: record.mode.get() & 0o7777,
+            uid: record.uid.get(),
+            gid: record.gid.get(),
+            mtime: Timestamp {
+                secs: record.mtime_secs.get(),
+                nanos: record.mtime_nanos.get().min(999_999_999),
+            },
+            xattrs: xattrs(attributes).ok_or_else(|| wrong("its attributes are damaged"))?,
+        };
+        Ok((
+            entry,
+            PieceRange {
+                first: record.first_piece.get(),
+                count: record.pieces.get(),
+            },
+        ))
+    }
+
+    /// The pieces in `range`.
+    pub fn pieces(&self, range: PieceRange) -> Result<&[Piece], TableError> {
+        let end = range.first.checked_add(u64::from(range.count));
+        match end {
+            Some(end) if end <= self.pieces.count => {
+                let at = self.pieces.at + range.first as usize * size_of::<Piece>();
+                let len = range.count as usize * size_of::<Piece>();
+                <[Piece]>::ref_from_bytes(&self.bytes[at..at + len])
+                    .map_err(|_| self.wrong("piece", range.first, "damaged"))
+            }
+            _ => Err(self.wrong("piece", range.first, "no such pieces")),
+        }
+    }
+
+    /// The chunk at `index`.
+    pub fn chunk(&self, index: ChunkIndex) -> Result<Chunk, TableError> {
+        let wrong = |problem| self.wrong("chunk", index.0.into(), problem);
+        let record: &ChunkRecord = self
+            .record(self.chunks, index.0.into())
+            .ok_or_else(|| wrong("no such chunk"))?;
+        let codec = match record.codec {
+            codec if codec == Codec::Raw as u8 => Codec::Raw,
+            codec if codec == Codec::Zstd as u8 => Codec::Zstd,
+            _ => return Err(wrong("an unknown codec")),
+        };
+        let digest = match record.algorithm {
+            DIGEST_SHA256 => ChunkDigest::Sha256(record.digest),
+            DIGEST_BLAKE3 => ChunkDigest::Blake3(record.digest),
+            _ => return Err(wrong("an unknown digest")),
+        };
+        let largest = CHUNK_BYTES_LIMIT as u32;
+        if record.plain_len.get() > largest || record.packed_len.get() > 2 * largest {
+            return Err(wrong("larger than a chunk may be"));
+        }
+        Ok(Chunk {
+            packed_at: PackedOffset(record.packed_at.get()),
+            packed_len: record.packed_len.get(),
+            plain_len: record.plain_len.get(),
+            codec,
+            digest,
+        })
+    }
+
+    fn name_bytes(&self) -> &[u8] {
+        &self.bytes[self.names.at..]
+    }
+
+    fn record<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+        &self,
+        part: Span,
+        index: u64,
+    ) -> Option<&T> {
+        if index >= part.count {
+            return None;
+        }
+        let at = part.at + index as usize * size_of::<T>();
+        T::ref_from_bytes(self.bytes.get(at..at + size_of::<T>())?).ok()
+    }
+
+    fn wrong(&self, part: &'static str, at: u64, problem: &'static str) -> TableError {
+        TableError {
+            layer: self.layer.to_string(),
+            part,
+            at,
+            problem,
+        }
+    }
+}
+
+/// Takes names one after another.
+struct NameBytes<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> NameBytes<'a> {
+    fn next(&mut self, len: U32) -> Option<&'a [u8]> {
+        let end = self.at.checked_add(len.get() as usize)?;
+        let name = self.bytes.get(self.at..end)?;
+        self.at = end;
+        Some(name)
+    }
+}
+
+/// Attributes as a table (and a tree) keeps them: for each, two lengths as u32, then name and value.
+pub(crate) fn xattrs(bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+    let mut names = NameBytes { bytes, at: 0 };
+    let mut attributes = Vec::new();
+    while names.at < bytes.len() {
+        let name_len = U32::read_from_bytes(names.next(4.into())?).ok()?;
+        let value_len = U32::read_from_bytes(names.next(4.into())?).ok()?;
+        attributes.push((names.next(name_len)?, names.next(value_len)?));
+    }
+    Some(attributes)
+}
+
+/// Reads a whole table from `from` into memory; for tests and for tables that came over a pipe.
+pub fn from_reader(mut from: impl Read) -> io::Result<Table> {
+    let mut bytes = Vec::new();
+    from.read_to_end(&mut bytes)?;
+    Table::open(Sealed::in_memory(bytes)).map_err(io::Error::other)
+}

@@ -1,0 +1,126 @@
+//! What a table tells: pieces of files, and the chunks that they lie in.
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::digest::ChunkDigest;
+use crate::extent::PackedOffset;
+
+/// Where a stretch of a file begins.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Piece {
+    at: U64,
+    chunk: U32,
+    skip: U32,
+}
+
+const _: () = assert!(size_of::<Piece>() == 16);
+
+const HOLE: u32 = u32::MAX;
+
+/// The place of a chunk in its layer's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChunkIndex(pub u32);
+
+/// A run of a layer's pieces: what one file consists of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PieceRange {
+    /// The first one's place in the table.
+    pub first: u64,
+    /// How many follow each other.
+    pub count: u32,
+}
+
+impl Piece {
+    /// A stretch that begins at byte `at` of the file and at byte `skip` of the chunk's plain bytes.
+    pub fn in_chunk(at: u64, chunk: ChunkIndex, skip: u32) -> Self {
+        Self {
+            at: at.into(),
+            chunk: chunk.0.into(),
+            skip: skip.into(),
+        }
+    }
+
+    /// A stretch of zeros that nothing stores.
+    pub fn hole(at: u64) -> Self {
+        Self {
+            at: at.into(),
+            chunk: HOLE.into(),
+            skip: 0.into(),
+        }
+    }
+
+    /// Where in the file it begins.
+    pub fn at(&self) -> u64 {
+        self.at.get()
+    }
+
+    /// The chunk it lies in and where in the chunk's plain bytes it begins; `None` for a hole.
+    pub fn chunk(&self) -> Option<(ChunkIndex, u32)> {
+        (self.chunk.get() != HOLE).then_some((ChunkIndex(self.chunk.get()), self.skip.get()))
+    }
+}
+
+/// A part of a file that lies in one chunk, from a byte of its plain bytes on, or in a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// `None` for a hole.
+    pub chunk: Option<(ChunkIndex, usize)>,
+    /// At least one byte.
+    pub len: u64,
+}
+
+/// Where bytes `from..to` of a file that consists of `pieces` lie. `None` if the pieces do not tell, because the
+/// table is damaged.
+pub fn stretches(pieces: &[Piece], from: u64, to: u64) -> Option<Vec<Stretch>> {
+    let mut next = pieces.partition_point(|piece| piece.at() <= from);
+    let mut at = from;
+    let mut stretches = Vec::new();
+    while at < to {
+        let piece = pieces.get(next.checked_sub(1)?)?;
+        let until = pieces.get(next).map_or(to, Piece::at).min(to);
+        let len = until.checked_sub(at)?;
+        let inside = at.checked_sub(piece.at())?;
+        let chunk = match piece.chunk() {
+            Some((chunk, skip)) => {
+                let from = inside.checked_add(skip.into())?;
+                Some((chunk, usize::try_from(from).ok()?))
+            }
+            None => None,
+        };
+        if len > 0 {
+            stretches.push(Stretch { chunk, len });
+        }
+        at = until;
+        next += 1;
+    }
+    Some(stretches)
+}
+
+/// How a chunk's packed bytes become plain ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    /// They are the plain bytes.
+    Raw = 0,
+    /// Zstd frames, in most formats one, until there are enough plain bytes; what follows is ignored.
+    Zstd = 1,
+}
+
+/// One chunk: where its packed bytes lie, and what they must become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Where in the blob (of a native layer: in its file) the packed bytes begin.
+    pub packed_at: PackedOffset,
+    /// How many packed bytes there are at most.
+    pub packed_len: u32,
+    /// How many plain bytes they become, exactly.
+    pub plain_len: u32,
+    /// How.
+    pub codec: Codec,
+    /// What the plain bytes hash to.
+    pub digest: ChunkDigest,
+}

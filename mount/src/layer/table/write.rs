@@ -1,0 +1,210 @@
+//! A table on its way into a file.
+
+use std::io::{self, BufWriter, Seek, Write};
+
+use zerocopy::little_endian::U32;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+use super::format::*;
+use super::shapes::{Chunk, ChunkIndex, Piece, PieceRange};
+use crate::digest::{ChunkDigest, Digest};
+use crate::layer::entry::{Entry, Kind};
+
+/// Writes a table part by part into temporary files without names, so that memory does not grow with the layer.
+pub struct TableWriter {
+    pub(super) entries: Part,
+    pieces: Part,
+    /// In memory, because places are taken before the chunks are known: 450 bytes for each MiB of a layer.
+    chunks: Vec<ChunkRecord>,
+    pub(super) names: Part,
+}
+
+/// What a layer has too much of. It comes as the source of an [`io::Error`]; [`Excess::of`] finds it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Excess(&'static str);
+
+impl Excess {
+    /// The excess that `err` is about, if it is not the disk that failed.
+    pub fn of(err: &io::Error) -> Option<Self> {
+        err.get_ref()?.downcast_ref().copied()
+    }
+}
+
+fn excess(what: &'static str) -> io::Error {
+    io::Error::other(Excess(what))
+}
+
+/// Chunks in one layer at most: 512 GiB in native ones.
+const CHUNKS_LIMIT: usize = 4 << 20;
+
+/// Entries in one layer at most. The largest images people run have about two million files; a
+/// gzip bomb of empty entries must end before it fills the disk, and merging takes memory for each name.
+pub(super) const ENTRIES_LIMIT: u64 = 4_000_000;
+
+/// Bytes of names, link targets and attributes in one layer at most: a global PAX header repeats its own in every entry.
+pub(super) const NAMES_BYTES_LIMIT: u64 = 1 << 30;
+
+pub(super) struct Part {
+    file: BufWriter<std::fs::File>,
+    pub(super) records: u64,
+}
+
+impl Part {
+    fn in_directory(directory: &std::path::Path) -> io::Result<Self> {
+        Ok(Self {
+            file: BufWriter::new(tempfile::tempfile_in(directory)?),
+            records: 0,
+        })
+    }
+
+    fn push(&mut self, record: &(impl IntoBytes + Immutable)) -> io::Result<u64> {
+        self.file.write_all(record.as_bytes())?;
+        self.records += 1;
+        Ok(self.records - 1)
+    }
+
+    fn copy_into(&mut self, to: &mut impl Write) -> io::Result<()> {
+        self.file.flush()?;
+        let mut file = self.file.get_ref();
+        file.rewind()?;
+        io::copy(&mut file, to)?;
+        Ok(())
+    }
+}
+
+impl TableWriter {
+    /// A table whose parts are spooled in `directory`, which must be on a local or roomy file system.
+    pub fn in_directory(directory: &std::path::Path) -> io::Result<Self> {
+        let part = || Part::in_directory(directory);
+        Ok(Self {
+            entries: part()?,
+            pieces: part()?,
+            chunks: Vec::new(),
+            names: part()?,
+        })
+    }
+
+    /// Adds a chunk; pieces refer to it by the returned index.
+    pub fn chunk(&mut self, chunk: &Chunk) -> io::Result<ChunkIndex> {
+        let index = self.reserve_chunk()?;
+        self.set_chunk(index, chunk);
+        Ok(index)
+    }
+
+    /// Takes the next place for a chunk that is still being made; [`TableWriter::set_chunk`] fills it.
+    pub fn reserve_chunk(&mut self) -> io::Result<ChunkIndex> {
+        if self.chunks.len() == CHUNKS_LIMIT {
+            return Err(excess("more than 4 million chunks"));
+        }
+        self.chunks.push(ChunkRecord::new_zeroed());
+        Ok(ChunkIndex(self.chunks.len() as u32 - 1))
+    }
+
+    /// Fills a place that [`TableWriter::reserve_chunk`] gave.
+    pub fn set_chunk(&mut self, index: ChunkIndex, chunk: &Chunk) {
+        let (algorithm, digest) = match chunk.digest {
+            ChunkDigest::Sha256(digest) => (DIGEST_SHA256, digest),
+            ChunkDigest::Blake3(digest) => (DIGEST_BLAKE3, digest),
+        };
+        self.chunks[index.0 as usize] = ChunkRecord {
+            packed_at: chunk.packed_at.0.into(),
+            packed_len: chunk.packed_len.into(),
+            plain_len: chunk.plain_len.into(),
+            codec: chunk.codec as u8,
+            algorithm,
+            _reserved: [0; 6],
+            digest,
+        };
+    }
+
+    /// Adds the pieces of one file, in the order of their offsets.
+    pub fn pieces(&mut self, pieces: &[Piece]) -> io::Result<PieceRange> {
+        let first = self.pieces.records;
+        for piece in pieces {
+            self.pieces.push(piece)?;
+        }
+        let count = u32::try_from(pieces.len())
+            .map_err(|_| excess("more than 4 billion pieces in one file"))?;
+        Ok(PieceRange { first, count })
+    }
+
+    /// Adds an entry. `pieces` are empty for all but regular files.
+    pub fn entry(&mut self, entry: &Entry, pieces: PieceRange) -> io::Result<()> {
+        if self.entries.records == ENTRIES_LIMIT {
+            return Err(excess("more than 4 million entries"));
+        }
+        let names_at = self.names.records;
+        let (kind, size, target): (u8, u64, &[u8]) = match &entry.kind {
+            Kind::Directory => (KIND_DIRECTORY, 0, &[]),
+            Kind::Regular { size } => (KIND_REGULAR, *size, &[]),
+            Kind::Symlink { target } => (KIND_SYMLINK, target.len() as u64, target),
+            Kind::Hardlink { target } => (KIND_HARDLINK, 0, target),
+            Kind::CharDevice { major, minor } => (KIND_CHAR_DEVICE, device(*major, *minor), &[]),
+            Kind::BlockDevice { major, minor } => (KIND_BLOCK_DEVICE, device(*major, *minor), &[]),
+            Kind::Fifo => (KIND_FIFO, 0, &[]),
+            Kind::Socket => (KIND_SOCKET, 0, &[]),
+            Kind::Whiteout => (KIND_WHITEOUT, 0, &[]),
+            Kind::Opaque => (KIND_OPAQUE, 0, &[]),
+        };
+        let path_len = self.name(&entry.path)?;
+        let target_len = self.name(target)?;
+        let mut xattrs_len = 0u32;
+        for (name, value) in &entry.xattrs {
+            self.name(U32::new(name.len() as u32).as_bytes())?;
+            self.name(U32::new(value.len() as u32).as_bytes())?;
+            xattrs_len += 8 + self.name(name)? + self.name(value)?;
+        }
+        self.entries.push(&EntryRecord {
+            names_at: names_at.into(),
+            path_len: path_len.into(),
+            target_len: target_len.into(),
+            xattrs_len: xattrs_len.into(),
+            kind,
+            _reserved: 0,
+            mode: (entry.mode & 0o7777).into(),
+            uid: entry.uid.into(),
+            gid: entry.gid.into(),
+            mtime_secs: entry.mtime.secs.into(),
+            mtime_nanos: entry.mtime.nanos.into(),
+            pieces: pieces.count.into(),
+            first_piece: pieces.first.into(),
+            size: size.into(),
+        })?;
+        Ok(())
+    }
+
+    /// Appends to the names, whose "records" are bytes.
+    fn name(&mut self, name: &[u8]) -> io::Result<u32> {
+        let len = u32::try_from(name.len()).map_err(|_| excess("a name of more than 4 GiB"))?;
+        self.names.records += u64::from(len);
+        if self.names.records > NAMES_BYTES_LIMIT {
+            return Err(excess("more than a gigabyte of names and attributes"));
+        }
+        self.names.file.write_all(name)?;
+        Ok(len)
+    }
+
+    /// Writes the finished table of `layer` to `to`; after a failure it can be written again, elsewhere.
+    pub fn finish(&mut self, layer: Digest, to: &mut impl Write) -> io::Result<()> {
+        let header = Header {
+            magic: MAGIC,
+            version: VERSION.into(),
+            _reserved: 0.into(),
+            layer: *layer.as_bytes(),
+            entries: self.entries.records.into(),
+            pieces: self.pieces.records.into(),
+            chunks: (self.chunks.len() as u64).into(),
+            names_len: self.names.records.into(),
+        };
+        to.write_all(header.as_bytes())?;
+        self.entries.copy_into(to)?;
+        self.pieces.copy_into(to)?;
+        to.write_all(self.chunks.as_bytes())?;
+        self.names.copy_into(to)
+    }
+}
+
+fn device(major: u32, minor: u32) -> u64 {
+    u64::from(major) << 32 | u64::from(minor)
+}
