@@ -92,13 +92,15 @@ impl Hasher {
     }
 }
 
-/// What the plain bytes of one chunk must hash to.
+/// What one chunk must hash to: its plain bytes, unless told otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkDigest {
     /// Written by others: zstd:chunked and eStargz tables.
     Sha256([u8; 32]),
     /// Written by us: four times as fast to check.
     Blake3([u8; 32]),
+    /// Of the packed bytes, all of them: SOCI's indexes, and ours of the same kind.
+    PackedSha256([u8; 32]),
 }
 
 impl ChunkDigest {
@@ -112,11 +114,20 @@ impl ChunkDigest {
         Self::Sha256(*Digest::of(plain).as_bytes())
     }
 
-    /// Whether `plain` is what was promised.
+    /// Whether `plain` is what was promised; true where nothing was promised of the plain bytes.
     pub fn matches(&self, plain: &[u8]) -> bool {
         match self {
             Self::Sha256(_) => *self == Self::sha256_of(plain),
             Self::Blake3(_) => *self == Self::blake3_of(plain),
+            Self::PackedSha256(_) => true,
+        }
+    }
+
+    /// Whether `packed` is what was promised; true where nothing was promised of the packed bytes.
+    pub fn matches_packed(&self, packed: &[u8]) -> bool {
+        match self {
+            Self::PackedSha256(digest) => digest == Digest::of(packed).as_bytes(),
+            Self::Sha256(_) | Self::Blake3(_) => true,
         }
     }
 }

@@ -11,6 +11,7 @@ use sifon_mount::digest::Digest;
 use sifon_mount::image::open::Description;
 use sifon_mount::layer::zstd_chunked;
 use sifon_mount::source::manifest::{Descriptor, ImageConfig};
+use sifon_mount::store::Name;
 
 use crate::output::{bytes, plain, short};
 use crate::setting::{Context, Error, parsed};
@@ -34,7 +35,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let description = context.describe(&reference)?;
     let store = context.store();
     let inspection = Inspection::new(reference.to_string(), &description, |layer| {
-        store.has_layer(layer)
+        store.has(Name::Table(layer))
     });
     let mut stdout = io::stdout().lock();
     if args.json {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sifon::pack::zstd_chunked::{self, LayerWriter};
 use sifon_mount::digest::Digest;
 
+use crate::estargz::estargz;
 use crate::layers::Member;
 use crate::layers::archive::{Dialect, archive};
 
@@ -38,6 +39,9 @@ pub enum Packing {
     GzipMembers,
     Zstd,
     ZstdChunked,
+    Estargz,
+    /// Eight kilobytes of small files share a gzip member.
+    EstargzShared,
 }
 
 /// A layer's blob and what a manifest says of it.
@@ -50,8 +54,11 @@ pub struct Packed {
 }
 
 pub fn packed(layer: &Layer, packing: Packing) -> Packed {
-    if packing == Packing::ZstdChunked {
-        return chunked(&layer.members);
+    match packing {
+        Packing::ZstdChunked => return chunked(&layer.members),
+        Packing::Estargz => return estargz(&layer.members, 0),
+        Packing::EstargzShared => return estargz(&layer.members, 8 << 10),
+        _ => {}
     }
     let plain = archive(&layer.members, layer.dialect);
     let diff_id = Digest::of(&plain);
@@ -62,7 +69,7 @@ pub fn packed(layer: &Layer, packing: Packing) -> Packed {
             plain.chunks(300_000).flat_map(gzip).collect(),
             "application/vnd.docker.image.rootfs.diff.tar.gzip",
         ),
-        Packing::Zstd | Packing::ZstdChunked => (
+        _ => (
             zstd::encode_all(&plain[..], 1).unwrap(),
             "application/vnd.oci.image.layer.v1.tar+zstd",
         ),
@@ -80,7 +87,7 @@ pub fn all(layers: &[Layer], packing: Packing) -> Vec<Packed> {
     layers.iter().map(|layer| packed(layer, packing)).collect()
 }
 
-fn gzip(plain: &[u8]) -> Vec<u8> {
+pub fn gzip(plain: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(plain).unwrap();
     encoder.finish().unwrap()

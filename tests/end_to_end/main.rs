@@ -7,6 +7,7 @@ mod layers;
 #[path = "../../mount/tests/support/mod.rs"]
 mod support;
 
+mod estargz;
 mod layout;
 mod place;
 mod server;

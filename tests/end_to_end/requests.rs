@@ -155,9 +155,15 @@ fn an_image_that_is_streamed_is_asked_for_once() {
 
 #[test]
 fn a_lazy_image_is_asked_for_once_for_each_layer_and_once_for_what_is_read() {
-    let Some(counted) = Counted::new(Packing::ZstdChunked) else {
-        return;
-    };
+    for packing in [Packing::ZstdChunked, Packing::Estargz] {
+        let Some(counted) = Counted::new(packing) else {
+            return;
+        };
+        assert_asks_for_tables_and_what_is_read(&counted);
+    }
+}
+
+fn assert_asks_for_tables_and_what_is_read(counted: &Counted) {
     let before = counted.server.seen().len();
     let mounted = counted.place.mount(&counted.reference());
     // The tag, the manifest, the config and three tables of contents.
@@ -170,7 +176,7 @@ fn a_lazy_image_is_asked_for_once_for_each_layer_and_once_for_what_is_read() {
         mounted.read(&format!("file-{seed}")).unwrap();
     }
     drop(mounted);
-    assert_later_mounts_ask_for_the_tag_at_most(&counted);
+    assert_later_mounts_ask_for_the_tag_at_most(counted);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use sifon_mount::digest::Digest;
 use sifon_mount::extent::PackedOffset;
-use sifon_mount::layer::table::{ChunkIndex, TableWriter, from_reader};
+use sifon_mount::layer::table::{ChunkIndex, Codec, TableWriter, from_reader};
 use sifon_mount::layer::toc::{self, Layout};
 
 pub fn run(json: &[u8]) {
@@ -10,7 +10,7 @@ pub fn run(json: &[u8]) {
     let mut writer = TableWriter::in_directory(&directory).expect("a temporary file");
     let layout = Layout {
         end: PackedOffset(3 << 20),
-        has_landmarks: true,
+        codec: Codec::Gzip,
     };
     if toc::read(json, layout, &mut writer).is_err() {
         return;

@@ -14,7 +14,7 @@ use super::remote::Remote;
 use super::{ChunkSource, ReadError};
 use crate::blob::{Blob, BlobError};
 use crate::layer::decode::Decoder;
-use crate::layer::table::{Chunk, ChunkIndex, Table};
+use crate::layer::table::{Chunk, ChunkIndex, Table, TableError};
 
 /// Plain bytes in memory at most; the kernel's page cache does the rest.
 const MEMORY_BYTES: usize = 128 << 20;
@@ -94,9 +94,8 @@ impl ChunkSource for Chunks {
                 if let Some(plain) = self.memory.get(key) {
                     return Ok(plain);
                 }
-                let plain = source.plain(chunk, deadline)?;
-                self.memory.keep(key, plain.clone());
-                return Ok(plain);
+                let keep = |sibling, plain| self.memory.keep((layer, sibling), plain);
+                return source.plain(chunk, deadline, keep);
             }
         }
     }
@@ -118,26 +117,40 @@ impl LayerChunks {
         &self.table
     }
 
-    fn plain(&self, index: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError> {
-        let chunk = self.table.chunk(index)?;
+    /// The chunk's plain bytes; `keep` is given them too, and those of other chunks that came with them.
+    fn plain(
+        &self,
+        index: ChunkIndex,
+        deadline: Instant,
+        keep: impl Fn(ChunkIndex, Bytes),
+    ) -> Result<Bytes, ReadError> {
+        let siblings = Siblings::of(&self.table, index)?;
+        let chunk = siblings.wanted();
         let len = chunk.packed_len as usize;
         let end = chunk.packed_at.0.checked_add(len as u64);
         if let Packed::Remote(remote) = &self.packed
             && end.is_none_or(|end| end > remote.blob_size())
         {
-            return Err(self.corrupt(&chunk));
+            return Err(self.corrupt(chunk));
         }
         match &self.packed {
-            Packed::Native(native) => native
-                .plain(&chunk, deadline)
-                .map_err(|miss| self.missed(&miss, &chunk)),
+            Packed::Native(native) => {
+                let plain = native.plain(chunk, deadline);
+                let plain = plain.map_err(|miss| self.missed(&miss, chunk))?;
+                keep(index, plain.clone());
+                Ok(plain)
+            }
             Packed::Local(blob) => {
                 let packed = blob
                     .read(chunk.packed_at, len, deadline)
                     .map_err(|err| self.failed(err))?;
-                decoded(&chunk, &packed).ok_or_else(|| self.corrupt(&chunk))
+                let plain = siblings.decoded(&packed, &keep);
+                plain.ok_or_else(|| self.corrupt(chunk))
             }
-            Packed::Remote(remote) => self.remote(remote, &chunk, deadline),
+            Packed::Remote(remote) => {
+                let decode = |packed: &[u8]| siblings.decoded(packed, &keep);
+                self.remote(remote, chunk, decode, deadline)
+            }
         }
     }
 
@@ -146,19 +159,20 @@ impl LayerChunks {
     fn remote(
         &self,
         remote: &Remote,
-        chunk: &Chunk,
+        chunk: &Chunk<'_>,
+        decode: impl Fn(&[u8]) -> Option<Bytes>,
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
         let len = chunk.packed_len as usize;
         let mut came_wrong = false;
         loop {
             let kept = remote.kept(chunk.packed_at, len);
-            if let Some(plain) = kept.and_then(|packed| decoded(chunk, &packed)) {
+            if let Some(plain) = kept.and_then(|packed| decode(&packed)) {
                 return Ok(plain);
             }
             let fetched = remote.fetched(chunk.packed_at, len, !came_wrong, deadline);
             if let Some(packed) = fetched.map_err(|err| self.failed(err))? {
-                match decoded(chunk, &packed) {
+                match decode(&packed) {
                     Some(plain) => return Ok(plain),
                     None if came_wrong => return Err(self.corrupt(chunk)),
                     None => came_wrong = true,
@@ -173,7 +187,7 @@ impl LayerChunks {
         }
     }
 
-    fn missed(&self, miss: &Miss, chunk: &Chunk) -> ReadError {
+    fn missed(&self, miss: &Miss, chunk: &Chunk<'_>) -> ReadError {
         match miss {
             Miss::Corrupt => self.corrupt(chunk),
             Miss::Late => ReadError::Late {
@@ -183,7 +197,7 @@ impl LayerChunks {
         }
     }
 
-    fn corrupt(&self, chunk: &Chunk) -> ReadError {
+    fn corrupt(&self, chunk: &Chunk<'_>) -> ReadError {
         ReadError::Corrupt {
             layer: self.table.layer(),
             at: chunk.packed_at,
@@ -198,7 +212,46 @@ impl LayerChunks {
     }
 }
 
-pub(super) fn decoded(chunk: &Chunk, packed: &[u8]) -> Option<Bytes> {
+/// A chunk with those that share its frame or member.
+struct Siblings<'a> {
+    chunks: Vec<Chunk<'a>>,
+    first: u32,
+    wanted: usize,
+}
+
+impl<'a> Siblings<'a> {
+    fn of(table: &'a Table, index: ChunkIndex) -> Result<Self, TableError> {
+        let places = table.siblings(index);
+        let (first, wanted) = (places.start, (index.0 - places.start) as usize);
+        let chunks = places.map(|index| table.chunk(ChunkIndex(index)));
+        Ok(Self {
+            chunks: chunks.collect::<Result<_, _>>()?,
+            first,
+            wanted,
+        })
+    }
+
+    fn wanted(&self) -> &Chunk<'a> {
+        &self.chunks[self.wanted]
+    }
+
+    /// The wanted chunk's bytes, if they are right; all that are go to `keep`.
+    fn decoded(&self, packed: &[u8], keep: impl Fn(ChunkIndex, Bytes)) -> Option<Bytes> {
+        let plains = DECODER.with_borrow_mut(|decoder| match &self.chunks[..] {
+            [alone] => decoder.plain(alone, packed).map(|plain| vec![Some(plain)]),
+            chunks => decoder.siblings(chunks, self.wanted, packed),
+        });
+        let plains = plains.ok()?;
+        for (index, plain) in (self.first..).zip(&plains) {
+            if let Some(plain) = plain {
+                keep(ChunkIndex(index), plain.clone());
+            }
+        }
+        plains.into_iter().nth(self.wanted)?
+    }
+}
+
+pub(super) fn decoded(chunk: &Chunk<'_>, packed: &[u8]) -> Option<Bytes> {
     DECODER
         .with_borrow_mut(|decoder| decoder.plain(chunk, packed))
         .ok()

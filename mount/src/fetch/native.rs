@@ -64,7 +64,7 @@ impl Native {
         })
     }
 
-    pub fn plain(self: &Arc<Self>, chunk: &Chunk, deadline: Instant) -> Result<Bytes, Miss> {
+    pub fn plain(self: &Arc<Self>, chunk: &Chunk<'_>, deadline: Instant) -> Result<Bytes, Miss> {
         let (file, generation) = {
             let state = self.state.lock();
             (Arc::clone(&state.file), state.generation)
@@ -120,7 +120,7 @@ impl Native {
     }
 }
 
-fn read(file: &File, chunk: &Chunk) -> Option<Bytes> {
+fn read(file: &File, chunk: &Chunk<'_>) -> Option<Bytes> {
     let mut packed = vec![0; chunk.packed_len as usize];
     file.read_exact_at(&mut packed, chunk.packed_at.0).ok()?;
     decoded(chunk, &packed)
@@ -142,10 +142,11 @@ mod tests {
         file
     }
 
-    fn chunk() -> Chunk {
+    fn chunk() -> Chunk<'static> {
         Chunk {
             packed_at: PackedOffset(0),
             packed_len: 5,
+            skip: 0,
             plain_len: 5,
             codec: Codec::Raw,
             digest: ChunkDigest::blake3_of(b"right"),

@@ -5,16 +5,16 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::index::{self, Index};
 use super::open::{OnProgress, OpenError, Opener, Progress};
-use crate::digest::{ChunkDigest, Digest};
+use crate::digest::Digest;
 use crate::fetch::{LayerChunks, Origin, Restream};
+use crate::layer::estargz;
 use crate::layer::native::{Blueprint, Compressors, ConvertError, Footer, accepted, convert};
-use crate::layer::table::{ChunkIndex, Table, TableWriter};
-use crate::layer::zstd_chunked::{self, Toc};
+use crate::layer::table::{self, Table, TableWriter};
 use crate::source::manifest::Descriptor;
 use crate::store::{Draft, Name};
 
@@ -22,15 +22,8 @@ use crate::store::{Draft, Name};
 pub(super) struct Layer<'a> {
     pub descriptor: &'a Descriptor,
     diff_id: Digest,
-    format: Format,
-}
-
-/// How a layer becomes readable.
-enum Format {
-    /// Its table of contents is fetched; chunks follow when they are read.
-    ZstdChunked(Toc),
-    /// A tar stream, compressed or not, that is streamed once.
-    Tar,
+    /// What makes it seekable; without one it is a tar stream, compressed or not, that is streamed once.
+    index: Option<Index>,
 }
 
 impl<'a> Layer<'a> {
@@ -39,17 +32,14 @@ impl<'a> Layer<'a> {
         if let Some(problem) = unreadable(descriptor) {
             return Err(OpenError::Format { layer, problem });
         }
-        let format = match zstd_chunked::promised(&descriptor.annotations) {
-            Ok(promised) => promised.map_or(Format::Tar, Format::ZstdChunked),
-            Err(err) => {
-                tracing::warn!(%layer, error = %err, "the layer is read whole");
-                Format::Tar
-            }
-        };
+        let index = Index::promised(descriptor).unwrap_or_else(|err| {
+            tracing::warn!(%layer, error = %err, "the layer is read whole");
+            None
+        });
         Ok(Self {
             descriptor,
             diff_id,
-            format,
+            index,
         })
     }
 
@@ -127,19 +117,20 @@ impl Opener<'_> {
     ) -> Result<(), OpenError> {
         let kept = self.kept(layer).or_else(|| self.accepted(layer));
         let digest = layer.digest();
-        let (table, native) = match (kept, &layer.format) {
+        let (table, native) = match (kept, &layer.index) {
             (Some(kept), _) => {
                 tracing::debug!("layer {digest}: in the store");
                 kept
             }
-            (None, Format::ZstdChunked(toc)) => match self.table_of(layer, toc)? {
+            (None, Some(index)) => match self.table_by(layer.descriptor, index)? {
                 Some(table) => {
-                    tracing::debug!("layer {digest}: read lazily, by its table of contents");
+                    let index = index.description();
+                    tracing::debug!("layer {digest}: read lazily, by the {index}");
                     (table, None)
                 }
                 None => self.streamed(layer, ready, progress)?,
             },
-            (None, Format::Tar) => self.streamed(layer, ready, progress)?,
+            (None, None) => self.streamed(layer, ready, progress)?,
         };
         let origin = match native {
             Some(file) => Origin::Native(file, self.restream(layer)),
@@ -152,29 +143,28 @@ impl Opener<'_> {
         Ok(())
     }
 
-    /// What the store has of a layer, if that is all it needs. A layer may have been read in both ways, by its table
-    /// of contents and streamed; then the table may be the one, and the native file, or its absence, the other.
+    /// What the store has of a layer, if that is all it needs: the layer as it was streamed, or else a table by which it
+    /// is read lazily. Only the promised index counts, because another image may promise another one for the same layer,
+    /// and lie.
     fn kept(&self, layer: &Layer<'_>) -> Option<(Table, Option<File>)> {
-        let table = self.store.table(layer.digest())?;
-        let native = self.store.native(layer.digest()).filter(|native| {
-            matches!(Footer::of(native), Ok(Some(footer)) if footer.diff_id() == layer.diff_id)
-        });
-        let first = table.chunk(ChunkIndex(0)).map(|chunk| chunk.digest);
-        let (is_of_blob, is_of_native) = match first {
-            Ok(ChunkDigest::Sha256(_)) => (true, false),
-            Ok(ChunkDigest::Blake3(_)) => (false, true),
-            Err(_) => (true, true),
+        let digest = layer.digest();
+        let streamed = || {
+            let native = self.store.native(digest)?;
+            let footer = Footer::of(&native).ok()??;
+            let is_ours = footer.diff_id() == layer.diff_id;
+            Some((is_ours.then(|| self.store.table(digest))??, Some(native)))
         };
-        match (native, &layer.format) {
-            (Some(native), _) if is_of_native => Some((table, Some(native))),
-            (_, Format::ZstdChunked(_)) if is_of_blob => Some((table, None)),
-            _ => None,
-        }
+        let indexed = || {
+            let index = layer.index.as_ref()?;
+            let key = table::key(digest, Some(index.digest()));
+            Some((self.store.table(key)?, None))
+        };
+        streamed().or_else(indexed)
     }
 
     /// A layer that somebody else streamed, checked here, with a table of our own.
     fn accepted(&self, layer: &Layer<'_>) -> Option<(Table, Option<File>)> {
-        if !matches!(layer.format, Format::Tar) {
+        if layer.index.is_some() {
             return None;
         }
         let theirs = self.store.strangers_table(layer.digest())?;
@@ -223,30 +213,6 @@ impl Opener<'_> {
             blob,
             copy.map_err(|source| self.unwritable(source))?,
         ))
-    }
-
-    /// The table of a layer that has a table of contents: one request. `None` if that is not usable: the layer is
-    /// still a tar stream.
-    fn table_of(&self, layer: &Layer<'_>, toc: &Toc) -> Result<Option<Table>, OpenError> {
-        let digest = layer.digest();
-        let blob = self.blob(layer.descriptor);
-        let deadline = Instant::now() + self.options.registry.timeout;
-        let packed = blob
-            .read(toc.position, toc.packed_len as usize, deadline)
-            .map_err(|source| OpenError::Blob {
-                layer: digest,
-                source,
-            })?;
-        let mut writer = TableWriter::in_directory(&self.store.scratch())
-            .map_err(|source| self.unwritable(source))?;
-        match zstd_chunked::table(toc, &packed, layer.descriptor.size, &mut writer) {
-            Ok(()) => self.sealed(digest, writer).map(Some),
-            Err(err) => {
-                let error = &err as &dyn std::error::Error;
-                tracing::warn!(layer = %digest, error, "the layer is read whole");
-                Ok(None)
-            }
-        }
     }
 
     /// A layer that is streamed once; when the store has no room, into a file that ends with the process.
@@ -307,6 +273,8 @@ impl Opener<'_> {
             layer: digest,
             progress: Arc::clone(progress),
             is_in_vain: Arc::clone(&ready.is_in_vain),
+            is_promised: layer.index.is_some(),
+            tail: Vec::new(),
         };
         let file = draft.file().map_err(|source| self.unwritable(source))?;
         let writer = convert(
@@ -325,10 +293,14 @@ impl Opener<'_> {
         Ok((table, Some(native)))
     }
 
-    fn sealed(&self, layer: Digest, mut writer: TableWriter) -> Result<Table, OpenError> {
-        let sealed = self
-            .store
-            .sealed_with(Name::Table(layer), |to| writer.finish(layer, to));
+    /// The finished table, in the store under its key.
+    pub(super) fn sealed(
+        &self,
+        layer: Digest,
+        mut writer: TableWriter,
+    ) -> Result<Table, OpenError> {
+        let name = Name::Table(writer.key(layer));
+        let sealed = self.store.sealed_with(name, |to| writer.finish(layer, to));
         Ok(Table::open(
             sealed.map_err(|source| self.unwritable(source))?,
         )?)
@@ -348,6 +320,24 @@ struct Counted {
     layer: Digest,
     progress: OnProgress,
     is_in_vain: Arc<AtomicBool>,
+    /// Its manifest promises an index, and somebody has been told why that is not used.
+    is_promised: bool,
+    /// What came last, at least as much as a footer has.
+    tail: Vec<u8>,
+}
+
+impl Counted {
+    /// Tells what the layer's footer says, which nothing vouches for: why a layer that seems made for it is not read lazily.
+    fn tell_footer(&mut self) {
+        let problem = match estargz::footer(&std::mem::take(&mut self.tail)) {
+            None => return,
+            Some(footer) => index::footer_problem(footer).unwrap_or(
+                "it has a table of contents, but the manifest does not name its digest: push the image with the \
+                 annotations that its converter gave it",
+            ),
+        };
+        tracing::warn!("layer {}: not read lazily: {problem}", self.layer);
+    }
 }
 
 impl Read for Counted {
@@ -356,6 +346,16 @@ impl Read for Counted {
             return Err(io::Error::other("another layer of the image has failed"));
         }
         let len = self.stream.read(buffer)?;
+        if len == 0 && !buffer.is_empty() && !self.is_promised {
+            self.tell_footer();
+        }
+        let last = &buffer[len.saturating_sub(estargz::FOOTER_BYTES as usize)..len];
+        self.tail.extend_from_slice(last);
+        let excess = self
+            .tail
+            .len()
+            .saturating_sub(estargz::FOOTER_BYTES as usize);
+        self.tail.drain(..excess);
         (self.progress)(Progress::Received {
             layer: self.layer,
             bytes: len as u64,

@@ -2,6 +2,7 @@
 
 mod additions;
 mod attributes;
+pub mod index;
 mod layers;
 pub mod open;
 mod path;

@@ -188,6 +188,7 @@ pub fn open(
         manifest: description.manifest_digest,
         documents: [description.top, description.manifest.config.digest].into(),
         layers: tables.iter().map(|table| table.layer()).collect(),
+        tables: tables.iter().map(|table| table.key()).collect(),
         tree: key,
     };
     let lease = store.lease(&record);
@@ -384,7 +385,8 @@ impl<'a> Opener<'a> {
     fn tree(&self, layers: &[Arc<LayerChunks>]) -> Result<(Digest, Tree), OpenError> {
         let tables: Vec<&Table> = layers.iter().map(|layer| &**layer.table()).collect();
         let digests: Vec<Digest> = tables.iter().map(|table| table.layer()).collect();
-        let key = store::tree_key(&digests);
+        let keys: Vec<Digest> = tables.iter().map(|table| table.key()).collect();
+        let key = store::tree_key(&keys);
         if let Some(tree) = self.store.tree(key)
             && tree.layers().is_ok_and(|layers| layers == digests)
         {

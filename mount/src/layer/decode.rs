@@ -3,12 +3,16 @@
 use bytes::Bytes;
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
 
-use super::table::{Chunk, Codec};
+use super::table::{Checkpoint, Chunk, Codec};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
+use crate::sys::inflate::{Inflater, Stop, WINDOW_BYTES, Wrapping};
 
-/// Decodes chunks one after another. It keeps zstd's context, which costs more to make than a small
+/// Decodes chunks one after another. It keeps the contexts of zstd and zlib, which cost more to make than a small
 /// chunk to decode: one per thread, for as long as the thread lives.
-pub struct Decoder(DCtx<'static>);
+pub struct Decoder {
+    zstd: DCtx<'static>,
+    inflater: Inflater,
+}
 
 /// Why packed bytes are not the chunk that the layer's table promises.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,9 +26,13 @@ pub struct DecodeError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum Problem {
     #[error("a chunk of {0} bytes is larger than we decode")]
-    TooLarge(u32),
+    TooLarge(u64),
     #[error("the chunk is no zstd frame: {0}")]
     Zstd(&'static str),
+    #[error("the chunk is no deflate stream")]
+    Deflate,
+    #[error("the checkpoint before the chunk is damaged")]
+    Checkpoint,
     #[error("the chunk ends after {has} of {needs} bytes")]
     Short { has: usize, needs: usize },
     #[error("the chunk's digest does not match")]
@@ -44,32 +52,126 @@ impl Decoder {
         context
             .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_LIMIT))
             .expect("zstd accepts windows of this size everywhere");
-        Self(context)
+        Self {
+            zstd: context,
+            inflater: Inflater::new(),
+        }
     }
 
     /// The plain bytes of `chunk`, exactly as many as it promises and with the digest it promises.
-    /// `packed` begins where the chunk does; bytes after the chunk's own are ignored. Allocates the
-    /// plain bytes, and for a frame with a large window up to 128 MiB until it returns.
-    pub fn plain(&mut self, chunk: &Chunk, packed: &[u8]) -> Result<Bytes, DecodeError> {
-        self.decoded(chunk, packed).map_err(|problem| DecodeError {
-            at: chunk.packed_at,
-            problem,
-        })
+    /// `packed` begins where the chunk does; bytes after the chunk's own are ignored, but for a chunk whose packed bytes
+    /// are what is hashed. Allocates the plain bytes and those before them that share the frame or member, and for a zstd
+    /// frame with a large window up to 128 MiB until it returns.
+    pub fn plain(&mut self, chunk: &Chunk<'_>, packed: &[u8]) -> Result<Bytes, DecodeError> {
+        let plain = match self.decoded(chunk, end_of(chunk), packed) {
+            Ok(plain) if chunk.skip > 0 => part(chunk, &plain),
+            Ok(plain) if chunk.digest.matches(&plain) => Ok(plain.into()),
+            Ok(_) => Err(Problem::Digest),
+            Err(problem) => Err(problem),
+        };
+        plain.map_err(|problem| failed(chunk, problem))
     }
 
-    fn decoded(&mut self, chunk: &Chunk, packed: &[u8]) -> Result<Bytes, Problem> {
-        let needs = chunk.plain_len as usize;
-        if needs > CHUNK_BYTES_LIMIT {
-            return Err(Problem::TooLarge(chunk.plain_len));
+    /// The plain bytes of `chunks`, which share one frame or member; those of the `wanted` one, and of each other one whose
+    /// digest matches.
+    pub fn siblings(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        wanted: usize,
+        packed: &[u8],
+    ) -> Result<Vec<Option<Bytes>>, DecodeError> {
+        let chunk = &chunks[wanted];
+        let until = chunks.iter().map(end_of).max().unwrap_or(0);
+        let plain = self
+            .decoded(chunk, until, packed)
+            .map_err(|problem| failed(chunk, problem))?;
+        part(chunk, &plain).map_err(|problem| failed(chunk, problem))?;
+        let parts = chunks.iter().map(|chunk| part(chunk, &plain).ok());
+        Ok(parts.collect())
+    }
+
+    /// The first `needs` plain bytes of the frame or member that `chunk` is in.
+    fn decoded(
+        &mut self,
+        chunk: &Chunk<'_>,
+        needs: u64,
+        packed: &[u8],
+    ) -> Result<Vec<u8>, Problem> {
+        if needs > CHUNK_BYTES_LIMIT as u64 {
+            return Err(Problem::TooLarge(needs));
         }
-        let plain = match chunk.codec {
-            Codec::Raw => raw(packed, needs)?.to_vec(),
-            Codec::Zstd => self.zstd(packed, needs)?,
-        };
-        if !chunk.digest.matches(&plain) {
+        let needs = needs as usize;
+        if !chunk.digest.matches_packed(packed) {
             return Err(Problem::Digest);
         }
-        Ok(plain.into())
+        match chunk.codec {
+            Codec::Raw => Ok(raw(packed, needs)?.to_vec()),
+            Codec::Zstd => self.zstd(packed, needs),
+            Codec::Gzip => {
+                self.inflater.reset(Wrapping::Gzip);
+                self.inflated(packed, needs, Wrapping::Gzip)
+            }
+            Codec::Deflate(checkpoint) => self.resumed(checkpoint, packed, needs),
+        }
+    }
+
+    /// The first `needs` plain bytes after the checkpoint.
+    fn resumed(
+        &mut self,
+        checkpoint: Checkpoint<'_>,
+        packed: &[u8],
+        needs: usize,
+    ) -> Result<Vec<u8>, Problem> {
+        let window = match checkpoint.window {
+            [] => Vec::new(),
+            window => {
+                zstd::bulk::decompress(window, WINDOW_BYTES).map_err(|_| Problem::Checkpoint)?
+            }
+        };
+        let (first, packed) = match (checkpoint.bits, packed) {
+            (0, packed) => (0, packed),
+            (_, [first, packed @ ..]) => (*first, packed),
+            (_, []) => return Err(Problem::Short { has: 0, needs }),
+        };
+        self.inflater
+            .resume(checkpoint.bits, first, &window)
+            .map_err(|_| Problem::Checkpoint)?;
+        self.inflated(packed, needs, Wrapping::Raw)
+    }
+
+    /// Inflates through the ends of members until there are `needs` bytes.
+    fn inflated(
+        &mut self,
+        mut packed: &[u8],
+        needs: usize,
+        mut wrapping: Wrapping,
+    ) -> Result<Vec<u8>, Problem> {
+        let mut plain = vec![0; needs];
+        let mut has = 0;
+        while has < needs {
+            let step = self
+                .inflater
+                .inflate(packed, &mut plain[has..], false)
+                .map_err(|_| Problem::Deflate)?;
+            has += step.produced;
+            packed = &packed[step.consumed..];
+            if step.stop == Stop::StreamEnd {
+                // A raw stream knows nothing of the member's trailer, CRC-32 and length.
+                let trailer = if wrapping == Wrapping::Raw { 8 } else { 0 };
+                packed = packed.get(trailer..).unwrap_or_default();
+                wrapping = Wrapping::Gzip;
+                self.inflater.reset(wrapping);
+            } else if step.consumed + step.produced == 0 {
+                break;
+            }
+            if packed.is_empty() && step.produced == 0 {
+                break;
+            }
+        }
+        match has < needs {
+            true => Err(Problem::Short { has, needs }),
+            false => Ok(plain),
+        }
     }
 
     /// The first `needs` bytes of the frames in `packed`.
@@ -92,7 +194,7 @@ impl Decoder {
         let needs = plain.len();
         let mut output = OutBuffer::around(plain);
         while output.pos() < needs && input.pos() < packed.len() {
-            self.0
+            self.zstd
                 .decompress_stream(&mut output, &mut input)
                 .map_err(|code| Problem::Zstd(get_error_name(code)))?;
         }
@@ -101,8 +203,8 @@ impl Decoder {
 
     /// Ready for the next chunk, whatever became of the last one.
     fn recover(&mut self) {
-        let reset = self.0.reset(ResetDirective::SessionOnly);
-        if reset.is_err() || self.0.sizeof() > KEPT_CONTEXT_BYTES {
+        let reset = self.zstd.reset(ResetDirective::SessionOnly);
+        if reset.is_err() || self.zstd.sizeof() > KEPT_CONTEXT_BYTES {
             *self = Self::new();
         }
     }
@@ -111,6 +213,27 @@ impl Decoder {
 impl Default for Decoder {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Where in its frame or member the chunk ends.
+fn end_of(chunk: &Chunk<'_>) -> u64 {
+    u64::from(chunk.skip) + u64::from(chunk.plain_len)
+}
+
+/// The chunk's own bytes among those of its frame or member, if they are what was promised.
+fn part(chunk: &Chunk<'_>, plain: &[u8]) -> Result<Bytes, Problem> {
+    let own = &plain[chunk.skip as usize..end_of(chunk) as usize];
+    match chunk.digest.matches(own) {
+        true => Ok(Bytes::copy_from_slice(own)),
+        false => Err(Problem::Digest),
+    }
+}
+
+fn failed(chunk: &Chunk<'_>, problem: Problem) -> DecodeError {
+    DecodeError {
+        at: chunk.packed_at,
+        problem,
     }
 }
 
@@ -126,10 +249,11 @@ mod tests {
     use super::*;
     use crate::digest::ChunkDigest;
 
-    fn chunk(plain: &[u8], codec: Codec) -> Chunk {
+    fn chunk<'a>(plain: &[u8], codec: Codec<'a>) -> Chunk<'a> {
         Chunk {
             packed_at: PackedOffset(40_960),
             packed_len: 0,
+            skip: 0,
             plain_len: plain.len() as u32,
             codec,
             digest: ChunkDigest::blake3_of(plain),
@@ -225,7 +349,73 @@ mod tests {
         let some = chunk(b"plain", Codec::Zstd);
         assert!(message(decoder.plain(&some, &frame(31))).contains("too much memory"));
         assert!(message(decoder.plain(&some, &frame(14))).contains("ends after 0"));
-        assert!(decoder.0.sizeof() < KEPT_CONTEXT_BYTES);
+        assert!(decoder.zstd.sizeof() < KEPT_CONTEXT_BYTES);
+    }
+
+    fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn chunks_that_share_a_member_come_together_and_each_is_checked() {
+        let plain = text(10_000);
+        let member = [gzip(&plain), b"the next member".to_vec()].concat();
+        let within = |from: usize, to: usize| Chunk {
+            skip: from as u32,
+            ..chunk(&plain[from..to], Codec::Gzip)
+        };
+        let mut damaged = within(700, 900);
+        damaged.digest = ChunkDigest::blake3_of(b"other");
+        let chunks = [within(0, 500), damaged, within(9000, 10_000)];
+        let mut decoder = Decoder::new();
+        let plains = decoder.siblings(&chunks, 2, &member).unwrap();
+        assert_eq!(plains[0].as_deref(), Some(&plain[..500]));
+        assert_eq!(plains[1], None);
+        assert_eq!(plains[2].as_deref(), Some(&plain[9000..]));
+        assert!(decoder.siblings(&chunks, 1, &member).is_err());
+        assert_eq!(decoder.plain(&chunks[2], &member).unwrap(), plain[9000..]);
+        let beyond = within(9000, 10_000);
+        let beyond = Chunk {
+            skip: 9001,
+            ..beyond
+        };
+        assert!(message(decoder.plain(&beyond, &gzip(&plain))).contains("ends after 10000"));
+        assert!(message(decoder.plain(&chunks[0], b"no member")).contains("no deflate"));
+    }
+
+    #[test]
+    fn a_stream_resumes_at_a_checkpoint_and_goes_on_through_members() {
+        let (first, second) = (text(50_000), text(30_000));
+        let packed = [gzip(&first), gzip(b""), gzip(&second)].concat();
+        let plain = [&first[..], &second].concat();
+        // A gzip header of ten bytes, then a deflate stream: a checkpoint at its start has no window.
+        let packed = &packed[10..];
+        let window = &[][..];
+        let checkpoint = Codec::Deflate(Checkpoint { bits: 0, window });
+        let mut whole = chunk(&plain, checkpoint);
+        whole.digest = ChunkDigest::PackedSha256(*crate::digest::Digest::of(packed).as_bytes());
+        let mut decoder = Decoder::new();
+        assert_eq!(decoder.plain(&whole, packed).unwrap(), plain);
+        assert!(message(decoder.plain(&whole, &packed[..packed.len() - 1])).contains("digest"));
+        let longer = Chunk {
+            plain_len: whole.plain_len + 1,
+            ..whole
+        };
+        assert!(message(decoder.plain(&longer, packed)).contains("ends after 80000"));
+        for checkpoint in [
+            Checkpoint {
+                bits: 0,
+                window: b"no frame",
+            },
+            Checkpoint { bits: 8, window },
+        ] {
+            let codec = Codec::Deflate(checkpoint);
+            assert!(
+                message(decoder.plain(&Chunk { codec, ..whole }, packed)).contains("checkpoint")
+            );
+        }
     }
 
     #[test]

@@ -63,6 +63,11 @@ pub enum Kind<B = Vec<u8>> {
     Whiteout,
     /// Hides everything that lower layers have inside the directory at this path.
     Opaque,
+    /// A regular file that only speaks to other programs and that no image shows; kept so that the layer can be rebuilt.
+    Hidden {
+        /// Its length.
+        size: u64,
+    },
 }
 
 /// Seconds and nanoseconds since 1970, possibly before it; `nanos` counts forward from `secs`.

@@ -1,6 +1,7 @@
 //! Layer formats: bytes come in, entries, chunk tables and decoders come out. No network, no async.
 
 pub mod entry;
+pub mod landmark;
 pub mod table;
 
 pub mod tar;
@@ -11,4 +12,6 @@ pub mod decode;
 pub mod native;
 
 pub mod toc;
+
+pub mod estargz;
 pub mod zstd_chunked;

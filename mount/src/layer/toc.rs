@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::entry::{Entry, Kind, NameError, Timestamp, normalised, shown};
+use super::landmark::Landmarks;
 use super::table::{Chunk, ChunkIndex, Codec, Piece, PieceRange, TableWriter};
 use crate::digest::{ChunkDigest, Digest};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
@@ -22,16 +23,27 @@ use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
 pub struct Layout {
     /// Where the files' packed bytes end: nothing of them lies at or after it.
     pub end: PackedOffset,
-    /// Whether the layer has files that only speak to snapshotters, which no image shows.
-    pub has_landmarks: bool,
+    /// What the records' bytes are packed with.
+    pub codec: Codec<'static>,
 }
 
-/// Files at the root that stargz-snapshotter adds (`estargz/types.go`): its TOC and its hints.
-const LANDMARKS: [&[u8]; 3] = [
-    b".prefetch.landmark",
-    b".no.prefetch.landmark",
-    b"stargz.index.json",
-];
+/// Packed bytes in a TOC at most.
+pub(super) const PACKED_LIMIT: u64 = 64 << 20;
+
+/// Plain bytes in a TOC at most: what containers/storage takes (`pkg/chunked/compression_linux.go`, `maxTocSize`).
+pub(super) const PLAIN_LIMIT: u64 = 150 << 20;
+
+/// The JSON of `plain_len` bytes in the zstd frame `packed`; `None` if that is not what it holds.
+pub(super) fn decompressed(packed: &[u8], plain_len: u64) -> Option<Vec<u8>> {
+    if plain_len > PLAIN_LIMIT {
+        return None;
+    }
+    let mut json = Vec::new();
+    let mut frame = zstd::stream::read::Decoder::new(packed).ok()?;
+    // As it stands there, neither longer nor shorter.
+    let read = frame.by_ref().take(plain_len + 1).read_to_end(&mut json);
+    (read.ok()? as u64 == plain_len).then_some(json)
+}
 
 /// Why a layer cannot be read through its TOC. The blob itself may still be a sound layer that can be
 /// read from its start.
@@ -138,13 +150,13 @@ struct Record<'a> {
     xattrs: Option<BTreeMap<String, String>>,
     #[serde(borrow, default)]
     digest: Cow<'a, str>,
-    /// Where in the blob its first frame begins.
+    /// Where in the blob its first frame or member begins.
     #[serde(default)]
     offset: u64,
     /// Where the last frame of the file's last chunk ends; only containers/storage writes it.
     #[serde(default)]
     end_offset: u64,
-    /// How many plain bytes of the frame come before the chunk's.
+    /// How many plain bytes of the frame or member come before the chunk's.
     #[serde(default)]
     inner_offset: u64,
     #[serde(default)]
@@ -163,6 +175,12 @@ type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Record<'_> {
     fn entry(&self) -> Result<Entry, Problem> {
+        if [&self.name, &self.link_name]
+            .iter()
+            .any(|name| name.contains(char::REPLACEMENT_CHARACTER))
+        {
+            return Err(Problem::Field("a name that is not UTF-8 was lost"));
+        }
         let path = normalised(self.name.as_bytes())?;
         let kind = self.kind()?;
         if path.is_empty() && kind != Kind::Directory {
@@ -241,12 +259,13 @@ impl Record<'_> {
 /// Turns records, in their order, into entries, pieces and chunks.
 struct Files<'w> {
     layout: Layout,
+    landmarks: Landmarks,
     writer: &'w mut TableWriter,
     records: u64,
     /// The file whose chunks are being told.
     file: Option<File>,
-    /// The last chunk, which ends where the next one begins.
-    last: Option<Chunk>,
+    /// The chunks of the last frame or member, which ends where the next one begins.
+    last: Vec<Chunk<'static>>,
     /// Chunks in the table already.
     written: u32,
     /// Nothing further begins before it.
@@ -269,10 +288,11 @@ impl<'w> Files<'w> {
     fn new(layout: Layout, writer: &'w mut TableWriter) -> Self {
         Self {
             layout,
+            landmarks: Landmarks::default(),
             writer,
             records: 0,
             file: None,
-            last: None,
+            last: Vec::new(),
             written: 0,
             from: 1,
         }
@@ -293,13 +313,12 @@ impl<'w> Files<'w> {
     /// The end of the TOC.
     fn finish(mut self) -> Result<(), TocError> {
         self.end_file()?;
-        Ok(self.end_chunk(self.layout.end.0)?)
+        Ok(self.end_chunks(self.layout.end.0)?)
     }
 
     fn begin_file(&mut self, record: &Record<'_>) -> Result<(), Stop> {
         let entry = record.entry()?;
-        let landmark = self.layout.has_landmarks && LANDMARKS.contains(&&*entry.path);
-        let entry = if landmark {
+        let entry = if self.landmarks.hide(&entry) {
             None
         } else {
             entry.with_whiteouts_understood().map_err(Problem::Name)?
@@ -362,19 +381,28 @@ impl<'w> Files<'w> {
         if len > CHUNK_BYTES_LIMIT as u64 {
             return Err(Problem::LargeChunk(len).into());
         }
-        if record.inner_offset != 0 {
-            return Err(Problem::Field("several chunks in one frame").into());
+        let (skip, end) = (record.inner_offset, record.inner_offset.checked_add(len));
+        if end.is_none_or(|end| end > CHUNK_BYTES_LIMIT as u64) {
+            return Err(Problem::LargeChunk(skip).into());
         }
         let digest = record.chunk_digest(len)?;
-        self.place(record.offset)?;
-        self.last = Some(Chunk {
+        match self.last.last() {
+            Some(last) if last.packed_at.0 == record.offset && skip > 0 => {
+                if skip < u64::from(last.skip) + u64::from(last.plain_len) {
+                    return Err(Problem::Field("its chunk overlaps the one before").into());
+                }
+            }
+            _ => self.place(record.offset)?,
+        }
+        self.last.push(Chunk {
             packed_at: PackedOffset(record.offset),
             packed_len: 0,
+            skip: skip as u32,
             plain_len: len as u32,
-            codec: Codec::Zstd,
+            codec: self.layout.codec,
             digest,
         });
-        Ok(ChunkIndex(self.written))
+        Ok(ChunkIndex(self.written + self.last.len() as u32 - 1))
     }
 
     /// Checks that `at` follows what came before, which thereby ends.
@@ -383,14 +411,14 @@ impl<'w> Files<'w> {
         if at < from || at >= end {
             return Err(Problem::Misplaced { at, from, end }.into());
         }
-        self.end_chunk(at)?;
+        self.end_chunks(at)?;
         self.from = at + 1;
         Ok(())
     }
 
-    /// Writes the last chunk; its packed bytes end at `end`, or before.
-    fn end_chunk(&mut self, end: u64) -> io::Result<()> {
-        if let Some(mut chunk) = self.last.take() {
+    /// Writes the chunks of the last frame or member; its packed bytes end at `end`, or before.
+    fn end_chunks(&mut self, end: u64) -> io::Result<()> {
+        for mut chunk in std::mem::take(&mut self.last) {
             let longest = 2 * CHUNK_BYTES_LIMIT as u64;
             chunk.packed_len = (end - chunk.packed_at.0).min(longest) as u32;
             let index = self.writer.chunk(&chunk)?;
@@ -411,8 +439,9 @@ impl<'w> Files<'w> {
             let problem = Problem::Field("its chunks end before the file does");
             return Err(Stop::Problem(problem).at(self.records - 1, &file.name));
         }
+        // The member may go on with other files' chunks; only containers/storage tells an end, and shares no frame.
         if file.end_offset >= self.from && file.end_offset <= self.layout.end.0 {
-            self.end_chunk(file.end_offset)?;
+            self.end_chunks(file.end_offset)?;
             self.from = file.end_offset;
         }
         if let Some(entry) = file.entry {

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::table::TableWriter;
-use super::toc::{self, Layout, TocError};
+use super::estargz;
+use super::table::{Codec, TableWriter};
+use super::toc::{self, Layout, PACKED_LIMIT, PLAIN_LIMIT, TocError};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
 
@@ -33,13 +34,16 @@ pub struct Toc {
     pub plain_len: u64,
     /// What the compressed bytes hash to.
     pub digest: Digest,
+    /// What the JSON hashes to, where that is promised too.
+    pub plain_digest: Option<Digest>,
 }
 
-/// Packed bytes in a TOC at most.
-const PACKED_LIMIT: u64 = 64 << 20;
-
-/// Plain bytes in a TOC at most: what containers/storage takes (`pkg/chunked/compression_linux.go`, `maxTocSize`).
-const PLAIN_LIMIT: u64 = 150 << 20;
+impl Toc {
+    /// Where in the blob it lies.
+    pub fn place(&self) -> std::ops::Range<u64> {
+        self.position.0..self.position.0.saturating_add(self.packed_len)
+    }
+}
 
 /// Why annotations promise no TOC that we can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,10 +64,16 @@ pub fn promised(annotations: &BTreeMap<String, String>) -> Result<Option<Toc>, P
         let Some(digest) = annotations.get(&checksum) else {
             continue;
         };
-        let wrong = |key: &String, problem| PromiseError {
-            key: key.clone(),
+        let wrong = |key: &str, problem| PromiseError {
+            key: key.to_owned(),
             problem,
         };
+        let plain_digest = estargz::promised(annotations)
+            .map_err(|_| wrong(estargz::TOC_DIGEST, "not a SHA-256 digest"))?;
+        // containers/storage refuses such a layer too: the two could show different files.
+        if dialect == Dialect::Containers && plain_digest.is_some() {
+            return Err(wrong(estargz::TOC_DIGEST, "a second table of contents"));
+        }
         let digest = digest
             .parse()
             .map_err(|_| wrong(&checksum, "not a SHA-256 digest"))?;
@@ -78,6 +88,7 @@ pub fn promised(annotations: &BTreeMap<String, String>) -> Result<Option<Toc>, P
             packed_len,
             plain_len,
             digest,
+            plain_digest,
         }));
     }
     Ok(None)
@@ -157,24 +168,20 @@ pub fn table(
             promised: toc.digest,
         });
     }
-    let json = decompressed(packed, toc.plain_len)?;
+    let plain_len = toc.plain_len;
+    let json =
+        toc::decompressed(packed, plain_len).ok_or(ZstdChunkedError::Packed { plain_len })?;
+    if let Some(promised) = toc.plain_digest
+        && Digest::of(&json) != promised
+    {
+        let has = json.len();
+        return Err(ZstdChunkedError::Digest { has, promised });
+    }
     let layout = Layout {
         end: toc.position,
-        has_landmarks: toc.dialect == Dialect::Stargz,
+        codec: Codec::Zstd,
     };
     Ok(toc::read(&json, layout, writer)?)
-}
-
-fn decompressed(packed: &[u8], plain_len: u64) -> Result<Vec<u8>, ZstdChunkedError> {
-    let wrong = || ZstdChunkedError::Packed { plain_len };
-    let capacity = usize::try_from(plain_len)
-        .ok()
-        .filter(|_| plain_len <= PLAIN_LIMIT)
-        .ok_or_else(wrong)?;
-    zstd::bulk::decompress(packed, capacity)
-        .ok()
-        .filter(|json| json.len() == capacity)
-        .ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -209,6 +216,7 @@ mod tests {
             packed_len: packed.len() as u64,
             plain_len: json.len() as u64,
             digest: Digest::of(&packed),
+            plain_digest: None,
         };
         (toc, packed)
     }
@@ -279,6 +287,9 @@ mod tests {
             let err = promised(&annotations(PREFIX, checksum, position)).unwrap_err();
             assert!(err.to_string().contains(problem), "{position}: {err}");
         }
+        let mut two = annotations(PREFIX, &digest, "1:2:3:1");
+        two.insert(estargz::TOC_DIGEST.into(), digest.clone());
+        assert!(promised(&two).unwrap_err().to_string().contains("second"));
         let mut half = annotations(PREFIX, &digest, "");
         half.remove("io.github.containers.zstd-chunked.manifest-position");
         assert!(promised(&half).unwrap_err().to_string().contains("missing"));
@@ -304,6 +315,11 @@ mod tests {
             let other = Toc { plain_len, ..toc };
             assert!(problem(&other, &packed, blob_size).contains("does not decompress"));
         }
+        let other = Toc {
+            plain_digest: Some(Digest::of(b"")),
+            ..toc
+        };
+        assert!(problem(&other, &packed, blob_size).contains("not the promised"));
         let (toc, packed) = toc_of(b"{}");
         assert!(problem(&toc, &packed, 5000).contains("not valid"));
     }

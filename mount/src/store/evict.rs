@@ -32,6 +32,9 @@ pub struct ImageRecord {
     pub documents: Vec<Digest>,
     /// Its layers, bottom first.
     pub layers: Vec<Digest>,
+    /// The keys of the tables that it was read by.
+    #[serde(default)]
+    pub tables: Vec<Digest>,
     /// Its tree, as [`super::tree_key`] names it.
     pub tree: Digest,
 }
@@ -44,11 +47,19 @@ impl ImageRecord {
             .copied()
             .chain([self.manifest])
             .map(Name::Manifest);
-        let layers = self
-            .layers
-            .iter()
-            .flat_map(|&layer| [Name::Table(layer), Name::Native(layer), Name::Packed(layer)]);
-        documents.chain(layers).chain([Name::Tree(self.tree)])
+        let layers = self.layers.iter().flat_map(|&layer| {
+            [
+                Name::Table(layer),
+                Name::Index(layer),
+                Name::Native(layer),
+                Name::Packed(layer),
+            ]
+        });
+        let tables = self.tables.iter().filter(|key| !self.layers.contains(key));
+        documents
+            .chain(layers)
+            .chain(tables.copied().map(Name::Table))
+            .chain([Name::Tree(self.tree)])
     }
 }
 

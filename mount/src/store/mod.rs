@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! STORE/v1/manifests/HEX        manifests, indexes and configs as they came: digest-named, checked on reading
-//!          layers/HEX.table     what a layer holds          (sealed)
+//!          layers/HEX.table     what a layer holds          (sealed; HEX tells by which index, too)
+//!          layers/HEX.index     the same, for its blob      (sealed; made by `sifon index`)
 //!          layers/HEX.native    its chunks, if streamed     (sealed)
 //!          packed/HEX           its blob, sparse, if seekable (ranges as they were fetched)
 //!          trees/HEX            merged trees                (sealed)
@@ -63,8 +64,10 @@ pub struct Settings {
 pub enum Name {
     /// A manifest, an index or a config.
     Manifest(Digest),
-    /// A layer's table.
+    /// A layer's table, by its key (`layer::table::key`).
     Table(Digest),
+    /// A layer's table that needs no native file, made by us while the layer streamed by.
+    Index(Digest),
     /// A streamed layer's chunks.
     Native(Digest),
     /// A seekable layer's blob, in so far as it was fetched.
@@ -78,6 +81,7 @@ impl Name {
         let (directory, digest, suffix) = match self {
             Self::Manifest(digest) => ("manifests", digest, ""),
             Self::Table(digest) => ("layers", digest, ".table"),
+            Self::Index(digest) => ("layers", digest, ".index"),
             Self::Native(digest) => ("layers", digest, ".native"),
             Self::Packed(digest) => ("packed", digest, ""),
             Self::Tree(digest) => ("trees", digest, ""),
@@ -86,11 +90,11 @@ impl Name {
     }
 }
 
-/// The name of the tree that `layers`, bottom first, merge into.
-pub fn tree_key(layers: &[Digest]) -> Digest {
+/// The name of the tree that the layers whose tables have these keys, bottom first, merge into.
+pub fn tree_key(tables: &[Digest]) -> Digest {
     let mut names = format!("tree version {}\n", crate::tree::VERSION);
-    for layer in layers {
-        names.push_str(&layer.hex());
+    for table in tables {
+        names.push_str(&table.hex());
         names.push('\n');
     }
     Digest::of(names.as_bytes())
@@ -153,11 +157,18 @@ impl Store {
         }
     }
 
-    /// The table of a layer, if a trusted directory has it.
-    pub fn table(&self, layer: Digest) -> Option<Table> {
-        let sealed = self.sealed(Name::Table(layer))?;
+    /// The table of this key, if a trusted directory has it.
+    pub fn table(&self, key: Digest) -> Option<Table> {
+        let sealed = self.sealed(Name::Table(key))?;
         let table = Table::open(sealed).ok()?;
-        (table.layer() == layer).then_some(table)
+        (table.key() == key).then_some(table)
+    }
+
+    /// The table that we once made for the blob of `layer`, if a trusted directory has it.
+    pub fn index(&self, layer: Digest) -> Option<Table> {
+        let sealed = self.sealed(Name::Index(layer))?;
+        let table = Table::open(sealed).ok()?;
+        (table.layer() == layer && table.key() != layer).then_some(table)
     }
 
     /// A table that anybody may have written: to be checked against its native file, see
@@ -170,7 +181,7 @@ impl Store {
                 let is_small = file.metadata().ok()?.len() <= STRANGERS_TABLE_BYTES_LIMIT;
                 let sealed = checked(is_small.then(|| Sealed::read(&file))?.ok()?)?;
                 let table = Table::open(sealed).ok()?;
-                (table.layer() == layer).then_some(table)
+                (table.key() == layer).then_some(table)
             })
     }
 
@@ -185,10 +196,10 @@ impl Store {
             .find_map(|directory| directory.open_file(Name::Native(layer)))
     }
 
-    /// Whether everything that `layer` needs without its source is here (of a seekable layer: its table).
-    pub fn has_layer(&self, layer: Digest) -> bool {
+    /// Whether a file of this name is here.
+    pub fn has(&self, name: Name) -> bool {
         self.directories()
-            .any(|directory| directory.open_file(Name::Table(layer)).is_some())
+            .any(|directory| directory.open_file(name).is_some())
     }
 
     /// The sparse copy of a seekable layer's blob, for `pread` and `pwrite` at the blob's own offsets. A

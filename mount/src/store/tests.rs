@@ -41,6 +41,7 @@ fn record(reference: &str, layers: &[Digest]) -> ImageRecord {
         manifest: Digest::of(reference.as_bytes()),
         documents: vec![],
         layers: layers.to_vec(),
+        tables: layers.to_vec(),
         tree: tree_key(layers),
     }
 }

@@ -182,7 +182,7 @@ impl<'a> Merging<'a> {
 
     fn add_one(&mut self, origin: Origin, entry: &Entry<&'a [u8]>) -> Result<(), Obstacle> {
         let shape = match entry.kind {
-            Kind::Whiteout | Kind::Opaque => return Ok(()),
+            Kind::Whiteout | Kind::Opaque | Kind::Hidden { .. } => return Ok(()),
             Kind::Directory if entry.path.is_empty() => {
                 self.draft.set_origin(Draft::ROOT, origin);
                 return Ok(());

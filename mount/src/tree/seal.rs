@@ -246,7 +246,7 @@ fn attributes(entry: &Entry<&[u8]>) -> NodeRecord {
         Kind::BlockDevice { major, minor } => (KIND_BLOCK_DEVICE, 0, device(major, minor)),
         Kind::Fifo => (KIND_FIFO, 0, 0),
         Kind::Socket => (KIND_SOCKET, 0, 0),
-        Kind::Hardlink { .. } | Kind::Whiteout | Kind::Opaque => {
+        Kind::Hardlink { .. } | Kind::Whiteout | Kind::Opaque | Kind::Hidden { .. } => {
             unreachable!("merging makes no nodes of these")
         }
     };

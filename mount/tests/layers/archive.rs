@@ -143,7 +143,7 @@ fn flag(member: &Member, dialect: Dialect) -> u8 {
         Kind::BlockDevice { .. } => b'4',
         Kind::Directory => b'5',
         Kind::Fifo => b'6',
-        Kind::Socket => panic!("a tar cannot hold a socket"),
+        Kind::Socket | Kind::Hidden { .. } => panic!("a tar cannot say that"),
     }
 }
 

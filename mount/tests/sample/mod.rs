@@ -57,6 +57,7 @@ impl Layer {
             .chunk(&Chunk {
                 packed_at: PackedOffset(0),
                 packed_len: plain.len() as u32,
+                skip: 0,
                 plain_len: plain.len() as u32,
                 codec: Codec::Raw,
                 digest: ChunkDigest::blake3_of(&plain),

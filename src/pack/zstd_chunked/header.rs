@@ -43,7 +43,7 @@ impl<'a> Member<'a> {
     /// How many bytes of content follow its header.
     pub fn size(&self) -> u64 {
         match self.entry.kind {
-            Kind::Regular { size } => size,
+            Kind::Regular { size } | Kind::Hidden { size } => size,
             _ => 0,
         }
     }
@@ -61,7 +61,9 @@ impl<'a> Member<'a> {
     /// POSIX's type flag, and the word that a TOC has for it.
     pub fn kind(&self) -> (u8, &'static str) {
         match self.entry.kind {
-            Kind::Regular { .. } | Kind::Whiteout | Kind::Opaque => (b'0', "reg"),
+            Kind::Regular { .. } | Kind::Hidden { .. } | Kind::Whiteout | Kind::Opaque => {
+                (b'0', "reg")
+            }
             Kind::Hardlink { .. } => (b'1', "hardlink"),
             Kind::Symlink { .. } => (b'2', "symlink"),
             Kind::CharDevice { .. } => (b'3', "char"),

@@ -145,6 +145,7 @@ fn read_back(blob: &[u8], written: &Written) -> Vec<(Entry, Vec<u8>)> {
                 Kind::Socket => (Kind::Socket, vec![]),
                 Kind::Whiteout => (Kind::Whiteout, vec![]),
                 Kind::Opaque => (Kind::Opaque, vec![]),
+                Kind::Hidden { size } => (Kind::Hidden { size }, vec![]),
             };
             let xattrs = entry.xattrs.iter();
             let owned = Entry {

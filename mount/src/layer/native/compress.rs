@@ -24,7 +24,7 @@ pub(super) struct Packed {
     pub sequence: u64,
     pub bytes: Vec<u8>,
     pub plain_len: u32,
-    pub codec: Codec,
+    pub codec: Codec<'static>,
     pub digest: ChunkDigest,
 }
 

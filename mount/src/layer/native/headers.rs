@@ -150,7 +150,7 @@ pub fn rebuild(table: &Table, native: &File, to: &mut impl Write) -> Result<(), 
     let mut records = BufReader::new(zstd::stream::read::Decoder::new(headers)?);
     let mut files = table.entries().filter_map(|entry| match entry {
         Ok((entry, pieces)) => match entry.kind {
-            Kind::Regular { size } => Some(Ok((size, pieces))),
+            Kind::Regular { size } | Kind::Hidden { size } => Some(Ok((size, pieces))),
             _ => None,
         },
         Err(err) => Some(Err(err)),

@@ -65,6 +65,7 @@ impl OrderedFile {
                 &Chunk {
                     packed_at: PackedOffset(self.written),
                     packed_len: packed.bytes.len() as u32,
+                    skip: 0,
                     plain_len: packed.plain_len,
                     codec: packed.codec,
                     digest: packed.digest,

@@ -23,6 +23,7 @@ use crate::blob::BlobError;
 use crate::digest::{Digest, Hasher};
 use crate::layer::entry::Kind;
 use crate::layer::inflate;
+use crate::layer::landmark::Landmarks;
 use crate::layer::table::{Excess, PieceRange, TableWriter};
 use crate::layer::tar::{Content, TarError, TarReader};
 
@@ -233,10 +234,12 @@ pub(super) fn cut_all<S: ChunkSink>(
     let write = |source| ConvertError::unwritten(layer, source);
     let damaged = |source| ConvertError::Tar { layer, source };
     let mut tar = TarReader::new(plain);
-    while let Some(entry) = tar.next_entry().map_err(damaged)? {
+    let mut landmarks = Landmarks::default();
+    while let Some(mut entry) = tar.next_entry().map_err(damaged)? {
         let header = tar.take_literal();
+        landmarks.hide_in_place(&mut entry);
         let (pieces, stretches) = match entry.kind {
-            Kind::Regular { .. } => {
+            Kind::Regular { .. } | Kind::Hidden { .. } => {
                 let stretches = cut_content(&mut tar, &mut cutter, layer)?;
                 (cutter.end_file().map_err(write)?, stretches)
             }

@@ -4,7 +4,7 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Rises whenever an older reader would misread a table.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The start of a table file. Integers are little-endian; positions count from byte 0 of the file.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -16,9 +16,13 @@ pub(super) struct Header {
     pub _reserved: U32,
     /// The blob that the packed offsets of chunks count in.
     pub layer: [u8; 32],
+    /// What the table was made from, if not from the blob itself: the digest of its index; else zeros.
+    pub index: [u8; 32],
     pub entries: U64,
     pub pieces: U64,
     pub chunks: U64,
+    /// Length of the part with the windows of checkpoints.
+    pub windows_len: U64,
     /// Length of the part with names, link targets and attributes, which ends the file.
     pub names_len: U64,
 }
@@ -52,16 +56,21 @@ pub(super) struct ChunkRecord {
     pub packed_at: U64,
     pub packed_len: U32,
     pub plain_len: U32,
+    pub skip: U32,
     /// One of the `CODEC_` numbers.
     pub codec: u8,
     /// One of the `DIGEST_` numbers.
     pub algorithm: u8,
-    pub _reserved: [u8; 6],
+    /// Of a deflate chunk: the bits of its first byte, and its window in the windows part.
+    pub bits: u8,
+    pub _reserved: [u8; 5],
+    pub window_len: U32,
+    pub window_at: U64,
     pub digest: [u8; 32],
 }
 
-const _: () = assert!(size_of::<Header>() == 80 && size_of::<EntryRecord>() == 64);
-const _: () = assert!(size_of::<ChunkRecord>() == 56);
+const _: () = assert!(size_of::<Header>() == 120 && size_of::<EntryRecord>() == 64);
+const _: () = assert!(size_of::<ChunkRecord>() == 72);
 
 pub(super) const MAGIC: [u8; 8] = *b"SIFNLAYR";
 
@@ -75,6 +84,13 @@ pub(super) const KIND_FIFO: u8 = 7;
 pub(super) const KIND_SOCKET: u8 = 8;
 pub(super) const KIND_WHITEOUT: u8 = 9;
 pub(super) const KIND_OPAQUE: u8 = 10;
+pub(super) const KIND_HIDDEN: u8 = 11;
 
 pub(super) const DIGEST_SHA256: u8 = 1;
 pub(super) const DIGEST_BLAKE3: u8 = 2;
+pub(super) const DIGEST_PACKED_SHA256: u8 = 3;
+
+pub(super) const CODEC_RAW: u8 = 0;
+pub(super) const CODEC_ZSTD: u8 = 1;
+pub(super) const CODEC_GZIP: u8 = 2;
+pub(super) const CODEC_DEFLATE: u8 = 3;

@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::format::*;
-use super::shapes::{Chunk, ChunkIndex, Codec, Piece, PieceRange};
+use super::shapes::{Checkpoint, Chunk, ChunkIndex, Codec, Piece, PieceRange};
 use crate::digest::{ChunkDigest, Digest};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
 use crate::layer::entry::{Entry, Kind, Timestamp};
@@ -22,13 +22,27 @@ pub struct TableError {
     problem: &'static str,
 }
 
+/// What a layer's table is called in the store and in what is made of it: pieces and chunks are other ones when the
+/// same layer is read by another index. Without one the table was made from the blob, and goes with its native file.
+pub fn key(layer: Digest, index: Option<Digest>) -> Digest {
+    match index {
+        None => layer,
+        Some(index) => Digest::of(format!("table of {layer} by {index}\n").as_bytes()),
+    }
+}
+
+/// Chunks before and after one that are decoded with it at most: a member of eStargz holds 64 KiB of small files.
+const SIBLINGS_LIMIT: usize = 1024;
+
 /// A sealed table, read in place. Every access is checked: a damaged file is an error, never a crash.
 pub struct Table {
     bytes: Sealed,
     layer: Digest,
+    index: Option<Digest>,
     entries: Span,
     pieces: Span,
     chunks: Span,
+    windows: Span,
     names: Span,
 }
 
@@ -73,16 +87,19 @@ impl Table {
                 part(header.entries, size_of::<EntryRecord>())?,
                 part(header.pieces, size_of::<Piece>())?,
                 part(header.chunks, size_of::<ChunkRecord>())?,
+                part(header.windows_len, 1)?,
                 part(header.names_len, 1)?,
             ))
         })();
         match spans {
-            Some((entries, pieces, chunks, names)) if at == bytes.len() => Ok(Self {
+            Some((entries, pieces, chunks, windows, names)) if at == bytes.len() => Ok(Self {
                 layer: Digest::from_bytes(header.layer),
+                index: (header.index != [0; 32]).then(|| Digest::from_bytes(header.index)),
                 bytes,
                 entries,
                 pieces,
                 chunks,
+                windows,
                 names,
             }),
             _ => Err(wrong("its parts do not fill the file")),
@@ -92,6 +109,11 @@ impl Table {
     /// The blob that the packed offsets of chunks count in.
     pub fn layer(&self) -> Digest {
         self.layer
+    }
+
+    /// The name of this table: of the layer, or of the layer read by a certain index. See [`key`].
+    pub fn key(&self) -> Digest {
+        key(self.layer, self.index)
     }
 
     /// How many entries it has.
@@ -137,6 +159,9 @@ impl Table {
             KIND_SOCKET => Kind::Socket,
             KIND_WHITEOUT => Kind::Whiteout,
             KIND_OPAQUE => Kind::Opaque,
+            KIND_HIDDEN => Kind::Hidden {
+                size: record.size.get(),
+            },
             _ => return Err(wrong("an unknown kind")),
         };
         let entry = Entry {
@@ -175,19 +200,27 @@ impl Table {
     }
 
     /// The chunk at `index`.
-    pub fn chunk(&self, index: ChunkIndex) -> Result<Chunk, TableError> {
+    pub fn chunk(&self, index: ChunkIndex) -> Result<Chunk<'_>, TableError> {
         let wrong = |problem| self.wrong("chunk", index.0.into(), problem);
         let record: &ChunkRecord = self
             .record(self.chunks, index.0.into())
             .ok_or_else(|| wrong("no such chunk"))?;
         let codec = match record.codec {
-            codec if codec == Codec::Raw as u8 => Codec::Raw,
-            codec if codec == Codec::Zstd as u8 => Codec::Zstd,
+            CODEC_RAW => Codec::Raw,
+            CODEC_ZSTD => Codec::Zstd,
+            CODEC_GZIP => Codec::Gzip,
+            CODEC_DEFLATE => Codec::Deflate(Checkpoint {
+                bits: record.bits & 7,
+                window: self
+                    .window(record)
+                    .ok_or_else(|| wrong("its window lies outside the file"))?,
+            }),
             _ => return Err(wrong("an unknown codec")),
         };
         let digest = match record.algorithm {
             DIGEST_SHA256 => ChunkDigest::Sha256(record.digest),
             DIGEST_BLAKE3 => ChunkDigest::Blake3(record.digest),
+            DIGEST_PACKED_SHA256 => ChunkDigest::PackedSha256(record.digest),
             _ => return Err(wrong("an unknown digest")),
         };
         let largest = CHUNK_BYTES_LIMIT as u32;
@@ -197,10 +230,36 @@ impl Table {
         Ok(Chunk {
             packed_at: PackedOffset(record.packed_at.get()),
             packed_len: record.packed_len.get(),
+            skip: record.skip.get(),
             plain_len: record.plain_len.get(),
             codec,
             digest,
         })
+    }
+
+    /// The chunks that share their frame or member with the one at `index`, itself among them: one decoding gives them all.
+    pub fn siblings(&self, index: ChunkIndex) -> std::ops::Range<u32> {
+        let alone = index.0..index.0.saturating_add(1);
+        let place = |index| {
+            let chunk = self.chunk(ChunkIndex(index)).ok()?;
+            matches!(chunk.codec, Codec::Gzip | Codec::Zstd).then_some(chunk.packed_at)
+        };
+        let Some(own) = place(index.0) else {
+            return alone;
+        };
+        let is_sibling = |index: &u32| place(*index) == Some(own);
+        let before = (0..index.0).rev().take(SIBLINGS_LIMIT);
+        let after = (alone.end..u32::MAX).take(SIBLINGS_LIMIT);
+        let first = before.take_while(is_sibling).last();
+        let last = after.take_while(is_sibling).last();
+        first.unwrap_or(alone.start)..last.map_or(alone.end, |last| last + 1)
+    }
+
+    fn window(&self, record: &ChunkRecord) -> Option<&[u8]> {
+        let (at, len) = (record.window_at.get(), record.window_len.get());
+        let end = at.checked_add(len.into())?;
+        let inside = end <= self.windows.count;
+        inside.then(|| &self.bytes[self.windows.at + at as usize..self.windows.at + end as usize])
     }
 
     fn name_bytes(&self) -> &[u8] {

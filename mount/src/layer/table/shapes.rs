@@ -102,25 +102,39 @@ pub fn stretches(pieces: &[Piece], from: u64, to: u64) -> Option<Vec<Stretch>> {
 
 /// How a chunk's packed bytes become plain ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Codec {
+pub enum Codec<'a> {
     /// They are the plain bytes.
-    Raw = 0,
+    Raw,
     /// Zstd frames, in most formats one, until there are enough plain bytes; what follows is ignored.
-    Zstd = 1,
+    Zstd,
+    /// Gzip members, in most formats one, until there are enough plain bytes; what follows is ignored.
+    Gzip,
+    /// A gzip stream from somewhere in its middle, through the ends of members, until there are enough plain bytes.
+    Deflate(Checkpoint<'a>),
+}
+
+/// What resumes a gzip stream in its middle: the state that a decompressor would have there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoint<'a> {
+    /// How many bits, the topmost, of the chunk's first packed byte come before the second; 0: all of its bytes are whole.
+    pub bits: u8,
+    /// The plain bytes before, at most 32 KiB and oldest first, as one zstd frame; empty where there are none.
+    pub window: &'a [u8],
 }
 
 /// One chunk: where its packed bytes lie, and what they must become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub struct Chunk<'a> {
     /// Where in the blob (of a native layer: in its file) the packed bytes begin.
     pub packed_at: PackedOffset,
     /// How many packed bytes there are at most.
     pub packed_len: u32,
-    /// How many plain bytes they become, exactly.
+    /// How many plain bytes of the frame or member come before the chunk's own: several chunks may share one.
+    pub skip: u32,
+    /// How many plain bytes of it are the chunk's, exactly.
     pub plain_len: u32,
-    /// How.
-    pub codec: Codec,
-    /// What the plain bytes hash to.
+    /// How packed bytes become plain ones.
+    pub codec: Codec<'a>,
+    /// What the chunk must hash to.
     pub digest: ChunkDigest,
 }

@@ -13,6 +13,7 @@ fn sample() -> Vec<u8> {
         .chunk(&Chunk {
             packed_at: PackedOffset(7),
             packed_len: 3,
+            skip: 0,
             plain_len: 5,
             codec: Codec::Zstd,
             digest: ChunkDigest::blake3_of(b"plain"),

@@ -6,7 +6,8 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::format::*;
-use super::shapes::{Chunk, ChunkIndex, Piece, PieceRange};
+use super::read::key;
+use super::shapes::{Chunk, ChunkIndex, Codec, Piece, PieceRange};
 use crate::digest::{ChunkDigest, Digest};
 use crate::layer::entry::{Entry, Kind};
 
@@ -16,6 +17,8 @@ pub struct TableWriter {
     pieces: Part,
     /// In memory, because places are taken before the chunks are known: 450 bytes for each MiB of a layer.
     chunks: Vec<ChunkRecord>,
+    windows: Part,
+    index: Option<Digest>,
     pub(super) names: Part,
 }
 
@@ -64,6 +67,13 @@ impl Part {
         Ok(self.records - 1)
     }
 
+    /// Appends bytes, where the "records" are bytes.
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.records += bytes.len() as u64;
+        Ok(())
+    }
+
     fn copy_into(&mut self, to: &mut impl Write) -> io::Result<()> {
         self.file.flush()?;
         let mut file = self.file.get_ref();
@@ -81,15 +91,34 @@ impl TableWriter {
             entries: part()?,
             pieces: part()?,
             chunks: Vec::new(),
+            windows: part()?,
+            index: None,
             names: part()?,
         })
     }
 
     /// Adds a chunk; pieces refer to it by the returned index.
-    pub fn chunk(&mut self, chunk: &Chunk) -> io::Result<ChunkIndex> {
+    pub fn chunk(&mut self, chunk: &Chunk<'_>) -> io::Result<ChunkIndex> {
         let index = self.reserve_chunk()?;
         self.set_chunk(index, chunk);
+        if let Codec::Deflate(checkpoint) = chunk.codec {
+            let record = &mut self.chunks[index.0 as usize];
+            record.bits = checkpoint.bits;
+            record.window_at = self.windows.records.into();
+            record.window_len = (checkpoint.window.len() as u32).into();
+            self.windows.bytes(checkpoint.window)?;
+        }
         Ok(index)
+    }
+
+    /// Says that the table was made from the layer's index of this digest. The same layer may have others.
+    pub fn made_from(&mut self, index: Digest) {
+        self.index = Some(index);
+    }
+
+    /// Says that the table was made from the blob itself, and is named for its chunks: others may be cut otherwise.
+    pub fn made_from_chunks(&mut self) {
+        self.index = Some(Digest::of(self.chunks.as_bytes()));
     }
 
     /// Takes the next place for a chunk that is still being made; [`TableWriter::set_chunk`] fills it.
@@ -101,21 +130,34 @@ impl TableWriter {
         Ok(ChunkIndex(self.chunks.len() as u32 - 1))
     }
 
-    /// Fills a place that [`TableWriter::reserve_chunk`] gave.
-    pub fn set_chunk(&mut self, index: ChunkIndex, chunk: &Chunk) {
+    /// Fills a place that [`TableWriter::reserve_chunk`] gave, of a chunk without a checkpoint.
+    pub fn set_chunk(&mut self, index: ChunkIndex, chunk: &Chunk<'_>) {
         let (algorithm, digest) = match chunk.digest {
             ChunkDigest::Sha256(digest) => (DIGEST_SHA256, digest),
             ChunkDigest::Blake3(digest) => (DIGEST_BLAKE3, digest),
+            ChunkDigest::PackedSha256(digest) => (DIGEST_PACKED_SHA256, digest),
+        };
+        let codec = match chunk.codec {
+            Codec::Raw => CODEC_RAW,
+            Codec::Zstd => CODEC_ZSTD,
+            Codec::Gzip => CODEC_GZIP,
+            Codec::Deflate(_) => CODEC_DEFLATE,
         };
         self.chunks[index.0 as usize] = ChunkRecord {
             packed_at: chunk.packed_at.0.into(),
             packed_len: chunk.packed_len.into(),
             plain_len: chunk.plain_len.into(),
-            codec: chunk.codec as u8,
+            skip: chunk.skip.into(),
+            codec,
             algorithm,
-            _reserved: [0; 6],
             digest,
+            ..ChunkRecord::new_zeroed()
         };
+    }
+
+    /// What the finished table of `layer` will be called, see [`key`].
+    pub fn key(&self, layer: Digest) -> Digest {
+        key(layer, self.index)
     }
 
     /// Adds the pieces of one file, in the order of their offsets.
@@ -146,6 +188,7 @@ impl TableWriter {
             Kind::Socket => (KIND_SOCKET, 0, &[]),
             Kind::Whiteout => (KIND_WHITEOUT, 0, &[]),
             Kind::Opaque => (KIND_OPAQUE, 0, &[]),
+            Kind::Hidden { size } => (KIND_HIDDEN, *size, &[]),
         };
         let path_len = self.name(&entry.path)?;
         let target_len = self.name(target)?;
@@ -177,11 +220,10 @@ impl TableWriter {
     /// Appends to the names, whose "records" are bytes.
     fn name(&mut self, name: &[u8]) -> io::Result<u32> {
         let len = u32::try_from(name.len()).map_err(|_| excess("a name of more than 4 GiB"))?;
-        self.names.records += u64::from(len);
-        if self.names.records > NAMES_BYTES_LIMIT {
+        if self.names.records + u64::from(len) > NAMES_BYTES_LIMIT {
             return Err(excess("more than a gigabyte of names and attributes"));
         }
-        self.names.file.write_all(name)?;
+        self.names.bytes(name)?;
         Ok(len)
     }
 
@@ -192,15 +234,18 @@ impl TableWriter {
             version: VERSION.into(),
             _reserved: 0.into(),
             layer: *layer.as_bytes(),
+            index: self.index.map_or([0; 32], |index| *index.as_bytes()),
             entries: self.entries.records.into(),
             pieces: self.pieces.records.into(),
             chunks: (self.chunks.len() as u64).into(),
+            windows_len: self.windows.records.into(),
             names_len: self.names.records.into(),
         };
         to.write_all(header.as_bytes())?;
         self.entries.copy_into(to)?;
         self.pieces.copy_into(to)?;
         to.write_all(self.chunks.as_bytes())?;
+        self.windows.copy_into(to)?;
         self.names.copy_into(to)
     }
 }

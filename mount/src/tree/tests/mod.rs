@@ -73,10 +73,11 @@ fn table(name: &str, entries: &[Entry]) -> Table {
     table::from_reader(&bytes[..]).unwrap()
 }
 
-fn chunk(size: u64) -> Chunk {
+fn chunk(size: u64) -> Chunk<'static> {
     Chunk {
         packed_at: PackedOffset(0),
         packed_len: size as u32,
+        skip: 0,
         plain_len: size as u32,
         codec: Codec::Raw,
         digest: ChunkDigest::blake3_of(b""),
