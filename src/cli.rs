@@ -98,6 +98,9 @@ struct SettingArgs {
     /// Ask what a tag names even if that was asked less than ten minutes ago
     #[arg(long, global = true)]
     refresh: bool,
+    /// Use a SOCI index that somebody attached to the image, though nobody signs it; also $SIFON_SOCI_V1
+    #[arg(long = "soci-v1", global = true, hide_short_help = true)]
+    soci_v1: bool,
     /// Processor architecture of the image [default: this machine's]
     #[arg(long, global = true, value_name = "ARCH")]
     arch: Option<String>,
@@ -175,10 +178,17 @@ impl SettingArgs {
                 registry,
                 offline: self.offline,
                 refresh: self.refresh,
+                soci_v1: self.soci_v1 || is_set("SIFON_SOCI_V1"),
             },
             verbosity,
         }
     }
+}
+
+/// Whether a variable says yes.
+fn is_set(variable: &str) -> bool {
+    environment(&[variable])
+        .is_some_and(|value| !["", "0", "false", "no"].contains(&&*value.to_string_lossy()))
 }
 
 /// Numbers of users or groups, separated by commas; what is no number trusts nobody.

@@ -36,6 +36,9 @@ impl ReadError {
                  must be pushed or copied again"
                     .into(),
             ),
+            Self::Unproven { .. } => Some(
+                "somebody attached a wrong SOCI index to the image: read it without --soci-v1".into(),
+            ),
             Self::Late { .. } => Some("--timeout SECONDS waits longer".into()),
             Self::Source { source, .. } => source.hint(),
             Self::Table(_) | Self::Tree(_) => Some(
@@ -73,6 +76,14 @@ pub enum ReadError {
         /// What the source said.
         #[source]
         source: BlobError,
+    },
+    /// The layer's table was made from an index that nobody vouches for, and tells of a file otherwise than the layer.
+    #[error("layer {layer}, file {name:?}: the index tells of it otherwise than the layer itself")]
+    Unproven {
+        /// The layer's blob.
+        layer: Digest,
+        /// The file's path, shortened.
+        name: String,
     },
     /// The layer's table is damaged.
     #[error(transparent)]

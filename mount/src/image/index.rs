@@ -12,9 +12,11 @@ use crate::blob::Blob;
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::layer::estargz::{self, EstargzError, Footer};
+use crate::layer::soci::{self, Trust};
 use crate::layer::table::{Table, TableWriter};
 use crate::layer::zstd_chunked::{self, Dialect, Toc};
-use crate::source::manifest::Descriptor;
+use crate::source::SourceError;
+use crate::source::manifest::{Descriptor, Manifest};
 
 /// An index that an image promises for one of its layers.
 #[derive(Clone, Debug)]
@@ -23,6 +25,13 @@ pub enum Index {
     ZstdChunked(Toc),
     /// The table of contents that the blob's end leads to, by its digest.
     Estargz(Digest),
+    /// A zTOC.
+    Soci {
+        /// Its blob.
+        ztoc: Descriptor,
+        /// Whether the image names the index that names it, or somebody attached that.
+        trust: Trust,
+    },
 }
 
 /// Why the index of a layer is not used.
@@ -42,6 +51,11 @@ impl Index {
         match self {
             Self::ZstdChunked(toc) => toc.digest,
             Self::Estargz(digest) => *digest,
+            Self::Soci { ztoc, trust } => match trust {
+                Trust::Signed => ztoc.digest,
+                // The tables differ: an unsigned one has the places of tar headers.
+                Trust::Unsigned => Digest::of(format!("unsigned {}", ztoc.digest).as_bytes()),
+            },
         }
     }
 
@@ -50,6 +64,7 @@ impl Index {
         match self {
             Self::ZstdChunked(_) => "zstd:chunked",
             Self::Estargz(_) => "eStargz",
+            Self::Soci { .. } => "gzip with SOCI",
         }
     }
 
@@ -61,6 +76,10 @@ impl Index {
                 Dialect::Stargz => "table of contents in the layer (stargz)",
             },
             Self::Estargz(_) => "table of contents in the layer (stargz)",
+            Self::Soci { trust, .. } => match trust {
+                Trust::Signed => "SOCI v2 index",
+                Trust::Unsigned => "SOCI v1 index",
+            },
         }
     }
 
@@ -70,6 +89,14 @@ impl Index {
             Self::ZstdChunked(_) | Self::Estargz(_) => {
                 "the manifest names the table's digest, the table each chunk's"
             }
+            Self::Soci { trust, .. } => match trust {
+                Trust::Signed => {
+                    "the manifest names the index, that the zTOC, that each span's digest"
+                }
+                Trust::Unsigned => {
+                    "nobody signs the index: files are compared with their tar headers"
+                }
+            },
         }
     }
 }
@@ -90,6 +117,7 @@ impl Opener<'_> {
                 zstd_chunked::table(toc, &packed, layer.size, &mut writer).map_err(Unusable::from)
             }
             Index::Estargz(promised) => self.estargz(layer, *promised, &mut writer)?,
+            Index::Soci { ztoc, trust } => self.soci(layer, ztoc, *trust, &mut writer)?,
         };
         match read {
             Ok(()) => {
@@ -132,6 +160,80 @@ impl Opener<'_> {
         };
         let table = estargz::table(promised, footer, &packed, writer);
         Ok(table.map_err(|err: EstargzError| err.into()))
+    }
+
+    /// By a zTOC, which is a blob of its own.
+    fn soci(
+        &self,
+        layer: &Descriptor,
+        ztoc: &Descriptor,
+        trust: Trust,
+        writer: &mut TableWriter,
+    ) -> Result<Result<(), Unusable>, OpenError> {
+        if ztoc.size > soci::ZTOC_BYTES_LIMIT {
+            return Ok(Err(format!(
+                "its zTOC of {} bytes is larger than we read",
+                ztoc.size
+            )
+            .into()));
+        }
+        let bytes = self.range(ztoc, 0..ztoc.size)?;
+        if Digest::of(&bytes) != ztoc.digest {
+            return Ok(Err(format!(
+                "the bytes of zTOC {} do not match its digest",
+                ztoc.digest
+            )
+            .into()));
+        }
+        Ok(soci::table(&bytes, layer.size, trust, writer).map_err(Unusable::from))
+    }
+
+    /// The SOCI index of an image: the one that it names, or, if the user wants that, the first that somebody attached. What
+    /// cannot be had is logged, and is none: layers are then streamed.
+    pub(super) fn soci_index(
+        &self,
+        manifest_digest: Digest,
+        manifest: &Manifest,
+    ) -> Option<(Digest, Manifest, Trust)> {
+        let found = match soci::promised(manifest) {
+            Some(index) => Ok(Some((index, Trust::Signed))),
+            None if self.options.soci_v1 => self
+                .attached_index(manifest_digest)
+                .map(|index| Some((index?, Trust::Unsigned))),
+            None => return None,
+        };
+        let index = found.and_then(|found| match found {
+            None => Ok(None),
+            Some((digest, trust)) => {
+                let bytes = self.document(digest)?;
+                let index = soci::index(&bytes);
+                Ok(index.map(|index| (digest, index, trust)))
+            }
+        });
+        index.unwrap_or_else(|err| {
+            let error = &err as &dyn Error;
+            tracing::warn!(image = %manifest_digest, error, "its SOCI index is not used");
+            None
+        })
+    }
+
+    /// The SOCI index that somebody attached to the image, asked for as often as what a tag means.
+    fn attached_index(&self, manifest: Digest) -> Result<Option<Digest>, SourceError> {
+        let name = format!("{} {} of {manifest}", self.repository(), soci::INDEX_V1);
+        if let Some(known) = self.remembered(&name) {
+            return Ok(Some(known));
+        }
+        if self.is_offline() {
+            return Ok(None);
+        }
+        let referrers = self.source().referrers(manifest, soci::INDEX_V1)?;
+        for index in referrers {
+            if soci::index(&self.document(index)?).is_some() {
+                self.store.remember_tag(&name, index);
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
     }
 
     fn range(&self, layer: &Descriptor, range: Range<u64>) -> Result<Bytes, OpenError> {

@@ -9,11 +9,12 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::index::{self, Index};
-use super::open::{OnProgress, OpenError, Opener, Progress};
+use super::open::{Description, OnProgress, OpenError, Opener, Progress};
 use crate::digest::Digest;
 use crate::fetch::{LayerChunks, Origin, Restream};
 use crate::layer::estargz;
 use crate::layer::native::{Blueprint, Compressors, ConvertError, Footer, accepted, convert};
+use crate::layer::soci;
 use crate::layer::table::{self, Table, TableWriter};
 use crate::source::manifest::Descriptor;
 use crate::store::{Draft, Name};
@@ -108,6 +109,22 @@ impl Readiness {
 }
 
 impl Opener<'_> {
+    /// Gives layers without an index of their own the one that a SOCI index has for them, if any of them needs it.
+    pub(super) fn add_soci(&self, description: &Description, layers: &mut [Layer<'_>]) {
+        let needs = |layer: &Layer<'_>| layer.index.is_none() && self.kept(layer).is_none();
+        if !layers.iter().any(needs) {
+            return;
+        }
+        let manifest = &description.manifest;
+        let Some((_, index, trust)) = self.soci_index(description.manifest_digest, manifest) else {
+            return;
+        };
+        for layer in layers.iter_mut().filter(|layer| layer.index.is_none()) {
+            let ztoc = soci::ztoc(&index, layer.digest()).cloned();
+            layer.index = ztoc.map(|ztoc| Index::Soci { ztoc, trust });
+        }
+    }
+
     /// Sees to it that the chunks of `layer` can be read.
     pub(super) fn make_ready(
         &self,

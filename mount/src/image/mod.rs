@@ -6,6 +6,7 @@ pub mod index;
 mod layers;
 pub mod open;
 mod path;
+mod proof;
 mod read;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::tree::{Node, NodeId, NodeKind, Tree, TreeError, Xattrs};
 use additions::Additions;
 pub use attributes::{Attributes, Owners};
 pub use path::{AddError, Added, AdditionKind};
+use proof::Proven;
 
 /// An opened image. Answers from memory and from mapped files, but for [`Image::read`].
 ///
@@ -27,6 +29,7 @@ pub struct Image {
     tables: Vec<Arc<Table>>,
     chunks: Arc<dyn ChunkSource>,
     additions: Additions,
+    proven: Proven,
 }
 
 /// Places in a directory from here on count its additions; below, the tree's names.
@@ -41,6 +44,7 @@ impl Image {
             tables,
             chunks,
             additions,
+            proven: Proven::default(),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::blob::{Blob, BlobError, OfflineBlob};
 use crate::digest::Digest;
 use crate::fetch::{Chunks, LayerChunks};
 use crate::layer::native::ConvertError;
+use crate::layer::soci;
 use crate::layer::table::{Table, TableError};
 use crate::reference::Reference;
 use crate::registry;
@@ -41,6 +42,9 @@ pub struct Options {
     pub offline: bool,
     /// Ask what a tag names even if that was asked a moment ago.
     pub refresh: bool,
+    /// Use SOCI indexes that anybody may have attached to an image.
+    #[serde(default)]
+    pub soci_v1: bool,
 }
 
 /// An image that can be read, and what it says of itself.
@@ -186,7 +190,10 @@ pub fn open(
     let record = ImageRecord {
         reference: reference.to_string(),
         manifest: description.manifest_digest,
-        documents: [description.top, description.manifest.config.digest].into(),
+        documents: [description.top, description.manifest.config.digest]
+            .into_iter()
+            .chain(soci::promised(&description.manifest))
+            .collect(),
         layers: tables.iter().map(|table| table.layer()).collect(),
         tables: tables.iter().map(|table| table.key()).collect(),
         tree: key,
@@ -269,13 +276,7 @@ impl<'a> Opener<'a> {
             return Ok(digest);
         }
         let name = self.reference.to_string();
-        let age = if self.options.offline {
-            Duration::MAX
-        } else {
-            TAG_AGE
-        };
-        let asks_again = self.options.refresh && !self.options.offline;
-        if !asks_again && let Some(digest) = self.store.tag(&name, age) {
+        if let Some(digest) = self.remembered(&name) {
             tracing::debug!("{name}: {digest}, as when it was last asked for");
             return Ok(digest);
         }
@@ -289,7 +290,31 @@ impl<'a> Opener<'a> {
         Ok(digest)
     }
 
-    fn document(&self, digest: Digest) -> Result<Bytes, SourceError> {
+    /// What `name` meant a moment ago, or, offline, ever.
+    pub(super) fn remembered(&self, name: &str) -> Option<Digest> {
+        let age = match self.options.offline {
+            true => Duration::MAX,
+            false => TAG_AGE,
+        };
+        let asks_again = self.options.refresh && !self.options.offline;
+        (!asks_again).then(|| self.store.tag(name, age))?
+    }
+
+    /// Where the image is, whatever its tag.
+    pub(super) fn repository(&self) -> String {
+        match self.reference {
+            Reference::Registry(reference) => {
+                format!("{}/{}", reference.host, reference.repository)
+            }
+            other => other.to_string(),
+        }
+    }
+
+    pub(super) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    pub(super) fn document(&self, digest: Digest) -> Result<Bytes, SourceError> {
         let ask = || self.source.manifest(digest);
         self.kept_or(digest, "manifest", ask)
     }
@@ -339,13 +364,14 @@ impl<'a> Opener<'a> {
         description: &Description,
         progress: &OnProgress,
     ) -> Result<Vec<Arc<LayerChunks>>, OpenError> {
-        let layers: Vec<Layer<'_>> = description
+        let mut layers: Vec<Layer<'_>> = description
             .manifest
             .layers
             .iter()
             .zip(&description.config.diff_ids)
             .map(|(descriptor, &diff_id)| Layer::new(descriptor, diff_id))
             .collect::<Result<_, _>>()?;
+        self.add_soci(description, &mut layers);
         let mut queue: Vec<&Layer<'_>> = layers.iter().collect();
         queue.sort_by_key(|layer| layer.descriptor.size);
         // The same layer twice in an image is one piece of work.

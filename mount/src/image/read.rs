@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Image;
 use crate::fetch::ReadError;
-use crate::layer::table::{ChunkIndex, Stretch, stretches};
+use crate::layer::table::{ChunkIndex, PieceRange, Stretch, Table, stretches};
 use crate::tree::{NodeId, NodeKind};
 
 /// Zeros of holes: as many as the kernel asks for at once, so that they need not be made.
@@ -63,34 +63,60 @@ impl Image {
             .tables
             .get(usize::from(layer))
             .ok_or_else(|| wrong("its layer does not exist"))?;
-        let stretches = stretches(table.pieces(pieces)?, offset, end)
-            .ok_or_else(|| wrong("its pieces do not cover it in order"))?;
-        let bytes_of = |stretch: &Stretch| -> Result<Option<Bytes>, ReadError> {
-            // It is part of what one read asks for, whose length has 32 bits.
-            let len = stretch.len as usize;
-            let Some((index, from)) = stretch.chunk else {
-                return Ok(Some(zeros(len)));
-            };
-            let Some(plain) = chunk(layer, index)? else {
-                return Ok(None);
-            };
-            if plain.len() < from.saturating_add(len) {
-                return Err(wrong("a piece is longer than its chunk"));
-            }
-            Ok(Some(plain.slice(from..from + len)))
-        };
-        if let [only] = &stretches[..] {
-            return bytes_of(only);
-        }
-        let mut read = Vec::with_capacity((end - offset) as usize);
-        for stretch in &stretches {
-            match bytes_of(stretch)? {
-                Some(bytes) => read.extend_from_slice(&bytes),
+        if let Some(proof) = table.proof(pieces.first)
+            && !self.proven.has(layer, proof.entry)
+        {
+            let header = gathered(table, proof.header, 0, proof.header_len.into(), |index| {
+                chunk(layer, index)
+            })?;
+            match header {
+                Some(header) => self.proven.prove(layer, table, &proof, &header)?,
                 None => return Ok(None),
             }
         }
-        Ok(Some(read.into()))
+        gathered(table, pieces, offset, end, |index| chunk(layer, index))
     }
+}
+
+/// Bytes `from..to` of what consists of `pieces`, with the chunks that `chunk` gives; `None` at the first that it does not.
+fn gathered(
+    table: &Table,
+    pieces: PieceRange,
+    from: u64,
+    to: u64,
+    chunk: impl Fn(ChunkIndex) -> Result<Option<Bytes>, ReadError>,
+) -> Result<Option<Bytes>, ReadError> {
+    let wrong = |problem: &str| {
+        let (layer, first) = (table.layer(), pieces.first);
+        ReadError::Tree(format!("layer {layer}, piece {first}: {problem}"))
+    };
+    let stretches = stretches(table.pieces(pieces)?, from, to)
+        .ok_or_else(|| wrong("the pieces do not cover their file in order"))?;
+    let bytes_of = |stretch: &Stretch| -> Result<Option<Bytes>, ReadError> {
+        // It is part of what one read asks for, whose length has 32 bits.
+        let len = stretch.len as usize;
+        let Some((index, from)) = stretch.chunk else {
+            return Ok(Some(zeros(len)));
+        };
+        let Some(plain) = chunk(index)? else {
+            return Ok(None);
+        };
+        if plain.len() < from.saturating_add(len) {
+            return Err(wrong("one is longer than its chunk"));
+        }
+        Ok(Some(plain.slice(from..from + len)))
+    };
+    if let [only] = &stretches[..] {
+        return bytes_of(only);
+    }
+    let mut read = Vec::with_capacity((to - from) as usize);
+    for stretch in &stretches {
+        match bytes_of(stretch)? {
+            Some(bytes) => read.extend_from_slice(&bytes),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(read.into()))
 }
 
 fn zeros(len: usize) -> Bytes {

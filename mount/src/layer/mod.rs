@@ -14,4 +14,5 @@ pub mod native;
 pub mod toc;
 
 pub mod estargz;
+pub mod soci;
 pub mod zstd_chunked;

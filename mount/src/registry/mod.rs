@@ -113,6 +113,30 @@ impl Registry {
         }
     }
 
+    /// The index of manifests that say something about `subject` (distribution-spec, "Listing Referrers"), from a registry
+    /// that does not know the question under the tag that stands for the answer. `None` if there is neither.
+    pub fn referrers(&self, subject: Digest, kind: &str) -> Result<Option<Bytes>, BlobError> {
+        let object = format!("what refers to {subject}");
+        let kind = kind.replace('+', "%2B");
+        let asked = format!("referrers/{subject}?artifactType={kind}");
+        let tag = format!("manifests/{}", subject.to_string().replace(':', "-"));
+        for path in [asked, tag] {
+            match self.small(Method::GET, &path, MANIFEST_BYTES_LIMIT, &object) {
+                // Some answer with a page for people.
+                Ok((_, body)) if body.trim_ascii_start().starts_with(b"{") => {
+                    return Ok(Some(body));
+                }
+                Ok(_) => {}
+                Err(BlobError::Refused {
+                    status: Some(400..=405),
+                    ..
+                }) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(None)
+    }
+
     /// A blob of this repository.
     pub fn blob(&self, digest: Digest, size: u64) -> Arc<dyn Blob> {
         let remote = Remote::new(self.0.client.clone(), digest, size);

@@ -23,6 +23,8 @@ pub(super) struct Layout {
     top: Digest,
     /// `index.json` itself, when the layout as a whole is the image.
     index: Option<Bytes>,
+    /// What else stands in `index.json`: no images.
+    others: Vec<Digest>,
 }
 
 impl Layout {
@@ -46,6 +48,8 @@ impl Layout {
                 });
             }
         };
+        let others = index.manifests.iter().filter(|entry| !entry.is_image());
+        let others = others.map(|entry| entry.digest).collect();
         let (top, index) = match choice(&index, tag) {
             Choice::One(entry) => (entry.digest, None),
             Choice::All => (Digest::of(&bytes), Some(bytes)),
@@ -64,6 +68,7 @@ impl Layout {
             place: Arc::new(place),
             top,
             index,
+            others,
         })
     }
 }
@@ -139,6 +144,21 @@ impl Origin for Layout {
                 Err(SourceError::file(self.place.path(), problem))
             }
         }
+    }
+
+    fn referrers(&self, subject: Digest, kind: &str) -> Result<Vec<Digest>, SourceError> {
+        let refers = |digest: &Digest| {
+            let bytes = self.manifest(*digest).ok()?;
+            let Ok(Document::Manifest(manifest)) = Document::parse(&bytes) else {
+                return None;
+            };
+            let own = manifest.artifact_type.unwrap_or(manifest.config.media_type);
+            Some(own == kind && manifest.subject?.digest == subject)
+        };
+        let others = self.others.iter().copied();
+        Ok(others
+            .filter(|digest| refers(digest) == Some(true))
+            .collect())
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {

@@ -48,6 +48,8 @@ pub struct Manifest {
     pub config: Descriptor,
     /// The layers, bottom first.
     pub layers: Vec<Descriptor>,
+    /// The manifest that it says something about, when it is not an image.
+    pub subject: Option<Descriptor>,
     /// Annotations of the manifest itself.
     pub annotations: BTreeMap<String, String>,
 }
@@ -193,6 +195,7 @@ impl Document {
                     artifact_type: raw.artifact_type,
                     config,
                     layers,
+                    subject: raw.subject,
                     annotations,
                 }))
             }
@@ -217,6 +220,8 @@ struct RawDocument {
     artifact_type: Option<String>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
+    #[serde(default, deserialize_with = "or_default")]
+    subject: Option<Descriptor>,
     manifests: Option<Vec<Value>>,
     #[serde(default, deserialize_with = "or_default")]
     annotations: BTreeMap<String, String>,

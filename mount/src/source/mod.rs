@@ -39,6 +39,11 @@ trait Origin: Send + Sync {
     fn resolve(&self) -> Result<Digest, SourceError>;
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError>;
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob>;
+
+    /// Manifests of type `kind` that say something about `subject`.
+    fn referrers(&self, _subject: Digest, _kind: &str) -> Result<Vec<Digest>, SourceError> {
+        Ok(Vec::new())
+    }
 }
 
 /// Why a place did not give what was wanted.
@@ -138,6 +143,11 @@ impl Source {
         }
     }
 
+    /// Manifests of type `kind` that somebody attached to `subject`. Nobody vouches for them.
+    pub fn referrers(&self, subject: Digest, kind: &str) -> Result<Vec<Digest>, SourceError> {
+        self.kind.referrers(subject, kind)
+    }
+
     /// A blob of the image. Nothing is asked before it is read.
     pub fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
         self.kind.blob(descriptor)
@@ -190,6 +200,18 @@ impl Origin for Registry {
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
         Self::blob(self, descriptor.digest, descriptor.size)
+    }
+
+    fn referrers(&self, subject: Digest, kind: &str) -> Result<Vec<Digest>, SourceError> {
+        let answer = Self::referrers(self, subject, kind)?;
+        let Some(Ok(Document::Index(index))) = answer.map(|bytes| Document::parse(&bytes)) else {
+            return Ok(Vec::new());
+        };
+        // Under the tag all kinds stand together; who wrote it may have left out what a manifest's own type says.
+        let is_kind =
+            |entry: &&Descriptor| entry.artifact_type.as_deref().is_none_or(|own| own == kind);
+        let entries = index.manifests.iter().filter(is_kind);
+        Ok(entries.map(|entry| entry.digest).collect())
     }
 }
 

@@ -158,7 +158,7 @@ impl ConvertError {
     }
 
     /// A table or a file of `layer` that was not written: for want of room, or because it would be too long.
-    pub(super) fn unwritten(layer: Digest, source: io::Error) -> Self {
+    pub(in crate::layer) fn unwritten(layer: Digest, source: io::Error) -> Self {
         match Excess::of(&source) {
             Some(excess) => Self::Excess { layer, excess },
             None => Self::Write { layer, source },

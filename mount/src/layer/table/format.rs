@@ -21,6 +21,7 @@ pub(super) struct Header {
     pub entries: U64,
     pub pieces: U64,
     pub chunks: U64,
+    pub proofs: U64,
     /// Length of the part with the windows of checkpoints.
     pub windows_len: U64,
     /// Length of the part with names, link targets and attributes, which ends the file.
@@ -69,8 +70,21 @@ pub(super) struct ChunkRecord {
     pub digest: [u8; 32],
 }
 
-const _: () = assert!(size_of::<Header>() == 120 && size_of::<EntryRecord>() == 64);
-const _: () = assert!(size_of::<ChunkRecord>() == 72);
+const _: () = assert!(size_of::<Header>() == 128 && size_of::<EntryRecord>() == 64);
+/// Where the layer itself tells of a file that an index told of, in the order of the file's pieces.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct ProofRecord {
+    /// The first of the file's pieces, which tells it from others.
+    pub first_piece: U64,
+    pub entry: U64,
+    /// The pieces of its tar headers.
+    pub header: U64,
+    pub header_pieces: U32,
+    pub header_len: U32,
+}
+
+const _: () = assert!(size_of::<ChunkRecord>() == 72 && size_of::<ProofRecord>() == 32);
 
 pub(super) const MAGIC: [u8; 8] = *b"SIFNLAYR";
 

@@ -1,5 +1,6 @@
 //! A table read in place.
 
+use std::cmp::Ordering;
 use std::io::{self, Read};
 
 use zerocopy::little_endian::{U32, U64};
@@ -34,6 +35,17 @@ pub fn key(layer: Digest, index: Option<Digest>) -> Digest {
 /// Chunks before and after one that are decoded with it at most: a member of eStargz holds 64 KiB of small files.
 const SIBLINGS_LIMIT: usize = 1024;
 
+/// Where a file's tar headers are, and the entry that must agree with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The entry's place in the table.
+    pub entry: u64,
+    /// What the headers consist of, extended ones first.
+    pub header: PieceRange,
+    /// How many bytes they have.
+    pub header_len: u32,
+}
+
 /// A sealed table, read in place. Every access is checked: a damaged file is an error, never a crash.
 pub struct Table {
     bytes: Sealed,
@@ -42,6 +54,7 @@ pub struct Table {
     entries: Span,
     pieces: Span,
     chunks: Span,
+    proofs: Span,
     windows: Span,
     names: Span,
 }
@@ -87,21 +100,25 @@ impl Table {
                 part(header.entries, size_of::<EntryRecord>())?,
                 part(header.pieces, size_of::<Piece>())?,
                 part(header.chunks, size_of::<ChunkRecord>())?,
+                part(header.proofs, size_of::<ProofRecord>())?,
                 part(header.windows_len, 1)?,
                 part(header.names_len, 1)?,
             ))
         })();
         match spans {
-            Some((entries, pieces, chunks, windows, names)) if at == bytes.len() => Ok(Self {
-                layer: Digest::from_bytes(header.layer),
-                index: (header.index != [0; 32]).then(|| Digest::from_bytes(header.index)),
-                bytes,
-                entries,
-                pieces,
-                chunks,
-                windows,
-                names,
-            }),
+            Some((entries, pieces, chunks, proofs, windows, names)) if at == bytes.len() => {
+                Ok(Self {
+                    layer: Digest::from_bytes(header.layer),
+                    index: (header.index != [0; 32]).then(|| Digest::from_bytes(header.index)),
+                    bytes,
+                    entries,
+                    pieces,
+                    chunks,
+                    proofs,
+                    windows,
+                    names,
+                })
+            }
             _ => Err(wrong("its parts do not fill the file")),
         }
     }
@@ -197,6 +214,32 @@ impl Table {
             }
             _ => Err(self.wrong("piece", range.first, "no such pieces")),
         }
+    }
+
+    /// Where the layer itself tells of the file whose pieces begin at `first_piece`, if that must be looked at before its bytes
+    /// are shown, because nobody vouches for this table.
+    pub fn proof(&self, first_piece: u64) -> Option<Proof> {
+        let at = |index| self.record::<ProofRecord>(self.proofs, index);
+        let (mut from, mut to) = (0, self.proofs.count);
+        while from < to {
+            let middle = from + (to - from) / 2;
+            let proof = at(middle)?;
+            match proof.first_piece.get().cmp(&first_piece) {
+                Ordering::Less => from = middle + 1,
+                Ordering::Greater => to = middle,
+                Ordering::Equal => {
+                    return Some(Proof {
+                        entry: proof.entry.get(),
+                        header: PieceRange {
+                            first: proof.header.get(),
+                            count: proof.header_pieces.get(),
+                        },
+                        header_len: proof.header_len.get(),
+                    });
+                }
+            }
+        }
+        None
     }
 
     /// The chunk at `index`.

@@ -53,6 +53,14 @@ impl Piece {
         }
     }
 
+    /// The same stretch where everything begins `by` bytes later.
+    pub fn moved_by(&self, by: u64) -> Self {
+        Self {
+            at: (self.at() + by).into(),
+            ..*self
+        }
+    }
+
     /// Where in the file it begins.
     pub fn at(&self) -> u64 {
         self.at.get()

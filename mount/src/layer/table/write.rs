@@ -17,6 +17,7 @@ pub struct TableWriter {
     pieces: Part,
     /// In memory, because places are taken before the chunks are known: 450 bytes for each MiB of a layer.
     chunks: Vec<ChunkRecord>,
+    proofs: Part,
     windows: Part,
     index: Option<Digest>,
     pub(super) names: Part,
@@ -91,6 +92,7 @@ impl TableWriter {
             entries: part()?,
             pieces: part()?,
             chunks: Vec::new(),
+            proofs: part()?,
             windows: part()?,
             index: None,
             names: part()?,
@@ -171,6 +173,19 @@ impl TableWriter {
         Ok(PieceRange { first, count })
     }
 
+    /// Says where the tar headers of the next entry are, whose `pieces` are not empty: `len` bytes. Nobody vouches for the
+    /// table, so they are to be compared before the file's bytes are shown.
+    pub fn proof(&mut self, pieces: PieceRange, header: PieceRange, len: u32) -> io::Result<()> {
+        self.proofs.push(&ProofRecord {
+            first_piece: pieces.first.into(),
+            entry: self.entries.records.into(),
+            header: header.first.into(),
+            header_pieces: header.count.into(),
+            header_len: len.into(),
+        })?;
+        Ok(())
+    }
+
     /// Adds an entry. `pieces` are empty for all but regular files.
     pub fn entry(&mut self, entry: &Entry, pieces: PieceRange) -> io::Result<()> {
         if self.entries.records == ENTRIES_LIMIT {
@@ -238,6 +253,7 @@ impl TableWriter {
             entries: self.entries.records.into(),
             pieces: self.pieces.records.into(),
             chunks: (self.chunks.len() as u64).into(),
+            proofs: self.proofs.records.into(),
             windows_len: self.windows.records.into(),
             names_len: self.names.records.into(),
         };
@@ -245,6 +261,7 @@ impl TableWriter {
         self.entries.copy_into(to)?;
         self.pieces.copy_into(to)?;
         to.write_all(self.chunks.as_bytes())?;
+        self.proofs.copy_into(to)?;
         self.windows.copy_into(to)?;
         self.names.copy_into(to)
     }

@@ -136,6 +136,21 @@ impl<R: BufRead> TarReader<R> {
         Ok(Some(Content::Data(data)))
     }
 
+    /// Where in the stream the next byte is: after an entry its content, after the content its padding.
+    pub fn at(&self) -> PlainOffset {
+        self.stream.at()
+    }
+
+    /// What is read from; it may be ahead of [`TarReader::at`].
+    pub fn source(&self) -> &R {
+        self.stream.source()
+    }
+
+    /// What was read from.
+    pub fn into_source(self) -> R {
+        self.stream.into_source()
+    }
+
     /// Every byte of the stream that was read since the last call and not returned as
     /// [`Content::Data`]: headers, padding, sparse maps, the end marker and what follows it. Taken after
     /// each entry and after each file's content, these and the data, in order, are the stream. Who never

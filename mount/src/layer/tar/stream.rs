@@ -30,6 +30,14 @@ impl<R: BufRead> Stream<R> {
         }
     }
 
+    pub fn source(&self) -> &R {
+        &self.input.source
+    }
+
+    pub fn into_source(self) -> R {
+        self.input.source
+    }
+
     /// Where the next byte lies.
     pub fn at(&self) -> PlainOffset {
         PlainOffset(self.input.at)
