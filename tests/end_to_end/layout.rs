@@ -9,6 +9,9 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sifon::pack::zstd_chunked::{self, LayerWriter};
 use sifon_mount::digest::Digest;
+use sifon_mount::layer::native::Blueprint;
+use sifon_mount::layer::soci;
+use sifon_mount::source::manifest::Descriptor;
 
 use crate::estargz::estargz;
 use crate::layers::Member;
@@ -163,6 +166,53 @@ impl Layout {
         self.named(tag, described)
     }
 
+    /// Adds an image of gzip layers with a SOCI index: one that the image names, or one that is attached to it and found
+    /// under the tag that stands for a registry's answer.
+    pub fn add_soci(&mut self, tag: &str, layers: &[Packed], version: soci::Version) -> Digest {
+        self.add_soci_with(tag, layers, version, ztoc)
+    }
+
+    /// The same with the zTOC that `ztoc` makes of each layer.
+    pub fn add_soci_with(
+        &mut self,
+        tag: &str,
+        layers: &[Packed],
+        version: soci::Version,
+        ztoc: impl Fn(&Packed) -> Vec<u8>,
+    ) -> Digest {
+        let mut ztocs = Vec::new();
+        for layer in layers {
+            let ztoc = self.blob(soci::ZTOC, &ztoc(layer));
+            let layer = self.blob(layer.media_type, &layer.bytes);
+            let [layer, ztoc] = [layer, ztoc].map(|it| serde_json::from_value(it).unwrap());
+            ztocs.push((layer, ztoc));
+        }
+        let ztocs: Vec<_> = ztocs
+            .iter()
+            .map(|(layer, ztoc): &(Descriptor, Descriptor)| (layer, ztoc.clone()))
+            .collect();
+        self.blob("", b"{}");
+        if version == soci::Version::V2 {
+            let index = soci::index_manifest(version, None, &ztocs);
+            let index = self.blob(MANIFEST, index.to_string().as_bytes());
+            let annotations = json!({soci::INDEX_DIGEST: index["digest"]});
+            let described = self.annotated_manifest(architecture(), layers, annotations);
+            self.manifests.push(index);
+            return self.named(tag, described);
+        }
+        let image = self.manifest(architecture(), layers);
+        let subject: Descriptor = serde_json::from_value(image.clone()).unwrap();
+        let index = soci::index_manifest(version, Some(&subject), &ztocs);
+        let mut index = self.blob(MANIFEST, index.to_string().as_bytes());
+        index["artifactType"] = json!(soci::INDEX_V1);
+        let referrers = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [index]});
+        let referrers = self.blob(INDEX, referrers.to_string().as_bytes());
+        self.manifests.push(index);
+        let subject = subject.digest.to_string().replace(':', "-");
+        self.named(&subject, referrers);
+        self.named(tag, image)
+    }
+
     /// Adds an index of one image for each architecture.
     pub fn add_index(&mut self, tag: &str, images: &[(&str, &[Packed])]) -> Digest {
         let described = |(architecture, layers): &(&str, &[Packed])| {
@@ -186,6 +236,15 @@ impl Layout {
     }
 
     fn manifest(&self, architecture: &str, layers: &[Packed]) -> Value {
+        self.annotated_manifest(architecture, layers, json!({}))
+    }
+
+    fn annotated_manifest(
+        &self,
+        architecture: &str,
+        layers: &[Packed],
+        annotations: Value,
+    ) -> Value {
         let config = config(architecture, layers).to_string();
         let described = |layer: &Packed| {
             let mut described = self.blob(layer.media_type, &layer.bytes);
@@ -199,6 +258,7 @@ impl Layout {
             "mediaType": MANIFEST,
             "config": self.blob("application/vnd.oci.image.config.v1+json", config.as_bytes()),
             "layers": layers.iter().map(described).collect::<Vec<_>>(),
+            "annotations": annotations,
         });
         self.blob(MANIFEST, manifest.to_string().as_bytes())
     }
@@ -215,6 +275,23 @@ impl Layout {
         builder.append_dir_all(".", &self.path).unwrap();
         builder.finish().unwrap();
     }
+}
+
+/// The zTOC of a gzip layer, with spans of 64 KiB.
+pub fn ztoc(layer: &Packed) -> Vec<u8> {
+    let blueprint = Blueprint {
+        layer: Digest::of(&layer.bytes),
+        packed_len: layer.bytes.len() as u64,
+        diff_id: layer.diff_id,
+    };
+    let indexed = soci::indexed(
+        blueprint,
+        &layer.bytes[..],
+        64 << 10,
+        true,
+        &std::env::temp_dir(),
+    );
+    indexed.unwrap().ztoc.unwrap()
 }
 
 /// An image as `docker save` writes it; its layers must be plain tars.

@@ -19,6 +19,7 @@ mod https;
 mod lifetime;
 mod pulled;
 mod requests;
+mod soci;
 mod store;
 mod unpacked;
 mod words;

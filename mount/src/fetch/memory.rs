@@ -16,10 +16,15 @@ const SHARDS: usize = 16;
 /// Chunks that were asked for twice take this part of the budget at most; the rest are on probation.
 const PROTECTED_SHARE: (usize, usize) = (3, 4);
 
+/// Large chunks are those of others' formats: SOCI's spans have 4 MiB and more. They have half of the budget.
+const SMALL_BYTES: usize = 1 << 20;
+
 /// A segmented LRU: a chunk comes in on probation, is protected when it is asked for again, and falls back to
 /// probation before it is forgotten. Its locks are held for a look-up only.
 pub(super) struct Memory {
     shards: Vec<Mutex<Shard>>,
+    /// For chunks of more than [`SMALL_BYTES`], which are few: a shard of the others would have room for one or two.
+    large: Mutex<Shard>,
     hasher: RandomState,
 }
 
@@ -36,25 +41,31 @@ struct Segment {
 
 impl Memory {
     pub fn with_budget(bytes: usize) -> Self {
-        let shard = || {
+        let shard = |budget| {
             Mutex::new(Shard {
                 probation: Segment::default(),
                 protected: Segment::default(),
-                budget: bytes / SHARDS,
+                budget,
             })
         };
         Self {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
+            shards: (0..SHARDS).map(|_| shard(bytes / 2 / SHARDS)).collect(),
+            large: shard(bytes / 2),
             hasher: RandomState::new(),
         }
     }
 
     pub fn get(&self, key: Key) -> Option<Bytes> {
-        self.shard(key).lock().get(key)
+        let small = self.shard(key).lock().get(key);
+        small.or_else(|| self.large.lock().get(key))
     }
 
     pub fn keep(&self, key: Key, chunk: Bytes) {
-        self.shard(key).lock().keep(key, chunk);
+        let shard = match chunk.len() > SMALL_BYTES {
+            true => &self.large,
+            false => self.shard(key),
+        };
+        shard.lock().keep(key, chunk);
     }
 
     fn shard(&self, key: Key) -> &Mutex<Shard> {
@@ -161,6 +172,15 @@ mod tests {
             assert_eq!(shard.probation.bytes, counted(&shard.probation));
             assert_eq!(shard.protected.bytes, counted(&shard.protected));
         }
+    }
+
+    #[test]
+    fn a_chunk_larger_than_a_shard_is_kept() {
+        let memory = Memory::with_budget(128 << 20);
+        for chunk in 0..3 {
+            memory.keep(key(chunk), vec![0; 20 << 20].into());
+        }
+        assert!((0..3).all(|chunk| memory.get(key(chunk)).is_some()));
     }
 
     #[test]

@@ -31,19 +31,16 @@ fn archive() -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Directory);
-    (header.set_mode(0o755), header.set_size(0));
+    header.set_mode(0o755);
+    header.set_size(0);
     builder.append_data(&mut header, "d/", &b""[..]).unwrap();
     for (name, content) in files() {
         let mut header = tar::Header::new_gnu();
-        (
-            header.set_mode(0o4711),
-            header.set_size(content.len() as u64),
-        );
-        (
-            header.set_uid(70_000),
-            header.set_gid(3),
-            header.set_mtime(1_600_000_000),
-        );
+        header.set_mode(0o4711);
+        header.set_size(content.len() as u64);
+        header.set_uid(70_000);
+        header.set_gid(3);
+        header.set_mtime(1_600_000_000);
         builder
             .append_pax_extensions([("SCHILY.xattr.user.x", &b"\xff\x00"[..])])
             .unwrap();
@@ -53,7 +50,8 @@ fn archive() -> Vec<u8> {
     }
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Symlink);
-    (header.set_mode(0o777), header.set_size(0));
+    header.set_mode(0o777);
+    header.set_size(0);
     header.set_path("l").unwrap();
     header.as_gnu_mut().unwrap().linkname[..2].copy_from_slice(b"\xe6x");
     header.set_cksum();

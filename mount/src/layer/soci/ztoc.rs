@@ -425,8 +425,11 @@ fn mtime(text: &[u8]) -> Result<Timestamp, Stop> {
     })
 }
 
+/// Names and values.
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Among a member's PAX records those that are attributes; empty ones delete.
-fn xattrs(file: &flatbuffer::Table<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Stop> {
+fn xattrs(file: &flatbuffer::Table<'_>) -> Result<Attributes, Stop> {
     let outside = Stop::Field("its attributes lie outside");
     let Some(records) = file.tables(13) else {
         return Err(outside);

@@ -1,0 +1,185 @@
+//! SOCI indexes: images of plain gzip layers that are read lazily.
+
+use std::process::Command;
+
+use sifon_mount::layer::soci::Version;
+
+use crate::layers::{file, noise, text};
+use crate::layout::{Layer, Layout, Packed, Packing, all};
+use crate::place::{Place, can_mount, complaint};
+use crate::server::{before, reference, requests_since};
+use crate::support::real::RealRegistry;
+use crate::tricky;
+use crate::view::{View, assert_random_reads};
+
+/// The tricky layers without sparse files, of which zTOCs cannot tell.
+fn tricky_layers() -> Vec<Layer> {
+    let mut layers = tricky::layers();
+    for member in layers.iter_mut().flat_map(|layer| &mut layer.members) {
+        member.is_sparse = false;
+    }
+    layers
+}
+
+fn with_v1(command: &mut Command) {
+    command.arg("--soci-v1");
+}
+
+#[test]
+fn an_image_with_an_index_shows_the_same_files_as_without() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let layers = tricky_layers();
+    let model = tricky::model(&layers);
+    for packing in [Packing::Gzip, Packing::GzipMembers] {
+        let mut layout = Layout::new(place.path(&format!("layout-{packing:?}")));
+        let layers = all(&layers, packing);
+        layout.add_soci("v1", &layers, Version::V1);
+        layout.add_soci("v2", &layers, Version::V2);
+        for tag in ["v1", "v2"] {
+            let mounted = place.mount_with(&layout.reference(tag), with_v1);
+            assert_random_reads(mounted.path(), &model);
+            drop(mounted);
+            let mounted = place.mount_with(&layout.reference(tag), with_v1);
+            View::of(mounted.path()).assert_is(&View::expected(&model));
+            drop(mounted);
+            assert!(
+                place
+                    .stored("layers")
+                    .iter()
+                    .all(|file| file.extension().unwrap() == "table")
+            );
+        }
+    }
+}
+
+/// Two layers, so that spans are many and most are not needed.
+fn large_layers() -> Vec<Packed> {
+    let members = |seed| {
+        let name = |part: &str| format!("{part}-{seed}");
+        vec![
+            file(name("before"), noise(3 << 20, seed)),
+            file(name("file"), text(5000)),
+            file(name("after"), noise(3 << 20, seed + 10)),
+        ]
+    };
+    all(
+        &[Layer::new(members(0)), Layer::new(members(1))],
+        Packing::Gzip,
+    )
+}
+
+#[test]
+fn an_index_costs_one_request_for_itself_and_one_for_each_layer_and_none_the_next_time() {
+    let Some(registry) = RealRegistry::open().filter(|_| can_mount()) else {
+        return;
+    };
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    let layers = large_layers();
+    layout.add_soci("v2", &layers, Version::V2);
+    layout.add_soci("v1", &layers, Version::V1);
+    registry.push_layout("some/image", layout.path());
+    let server = before(&registry);
+    for (tag, flags, extra) in [("v2", &[][..], 1), ("v1", &["--soci-v1"][..], 3)] {
+        let place = Place::new();
+        let asked = |expected: &str| {
+            let before = server.seen().len();
+            let mounted = place.mount_with(&reference(&server, tag), |command| {
+                command.args(flags);
+            });
+            let at_mount = requests_since(&server, before).len();
+            assert!(
+                mounted.read("file-1").unwrap() == text(5000),
+                "{tag} {expected}"
+            );
+            drop(mounted);
+            at_mount
+        };
+        // Tag, manifest and config, the index (and where it is: a question and a tag), and two zTOCs.
+        assert_eq!(asked("first"), 3 + extra + 2, "{tag}");
+        assert_eq!(asked("again"), 0, "{tag}");
+    }
+}
+
+#[test]
+fn an_attached_index_is_not_used_unless_the_user_says_so() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    layout.add_soci("v1", &large_layers(), Version::V1);
+    let mounted = place.mount(&layout.reference("v1"));
+    assert!(mounted.read("file-1").unwrap() == text(5000));
+    drop(mounted);
+    assert!(
+        place
+            .stored("layers")
+            .iter()
+            .any(|file| file.extension().unwrap() == "native")
+    );
+}
+
+/// An index that somebody attached tells of two files of the same length, each with the other's bytes.
+#[test]
+fn an_attached_index_cannot_pass_one_file_off_as_another() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let members = |names: [&str; 2]| {
+        let [first, second] = names;
+        let files = vec![
+            file(first, text(9000)),
+            file(second, noise(9000, 1)),
+            file("honest", text(77)),
+        ];
+        all(&[Layer::new(files)], Packing::Gzip)
+    };
+    let mut layout = Layout::new(place.path("layout"));
+    let layers = members(["bin/su", "bin/id"]);
+    let honest = crate::layout::ztoc(&layers[0]);
+    let swapped = |bytes: &[u8], from: &[u8], to: &[u8]| {
+        let at = bytes
+            .windows(from.len())
+            .position(|window| window == from)
+            .unwrap();
+        let mut bytes = bytes.to_vec();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        bytes
+    };
+    let lie = swapped(&honest, b"bin/su", b"bin/xx");
+    let lie = swapped(&swapped(&lie, b"bin/id", b"bin/su"), b"bin/xx", b"bin/id");
+    layout.add_soci_with("v1", &layers, Version::V1, |_| lie.clone());
+    let mounted = place.mount_with(&layout.reference("v1"), with_v1);
+    for name in ["bin/su", "bin/id"] {
+        let refused = mounted.read(name).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EIO), "{name}");
+    }
+    assert!(mounted.read("honest").unwrap() == text(77));
+}
+
+#[test]
+fn a_layer_whose_index_is_damaged_is_streamed() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    layout.add_soci_with("v2", &large_layers(), Version::V2, |layer| {
+        let mut ztoc = crate::layout::ztoc(layer);
+        ztoc.truncate(ztoc.len() / 2);
+        ztoc
+    });
+    let mut command = place.sifon(["mount", &layout.reference("v2")]);
+    let said = command.arg(place.target()).output().unwrap();
+    let said = complaint(&said);
+    assert!(
+        said.contains("read whole") && said.contains("zTOC"),
+        "{said}"
+    );
+    place.says(["umount".as_ref(), place.target().as_os_str()]);
+}
