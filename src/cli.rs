@@ -9,7 +9,7 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, demo, exec, hint, inspect, mount, umount};
+use crate::command::{cache, compact, demo, exec, hint, index, inspect, mount, umount};
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
@@ -48,6 +48,7 @@ enum Command {
     Exec(exec::Args),
     Compact(compact::Args),
     Inspect(inspect::Args),
+    Index(index::Args),
     Cache(cache::Args),
 }
 
@@ -224,6 +225,7 @@ pub fn main() -> ExitCode {
         Command::Exec(args) => exec::run(&context, args),
         Command::Compact(args) => compact::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
+        Command::Index(args) => index::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),
     };
     done.unwrap_or_else(|err| {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
-use sifon_mount::image::open::{Description, OnProgress, Opened, Options, describe, open};
+use sifon_mount::image::open::{Description, OnProgress, Opened, Options, open};
+use sifon_mount::image::outlook::{Outlook, describe};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{self, Store};
 
@@ -71,8 +72,8 @@ impl Context {
         )?)
     }
 
-    /// What an image says of itself, without reading a layer.
-    pub fn describe(&self, reference: &Reference) -> Result<Description, Error> {
+    /// What an image says of itself and how its layers would be read, without reading one.
+    pub fn outlook(&self, reference: &Reference) -> Result<(Description, Vec<Outlook>), Error> {
         Ok(describe(reference, &self.settings.open, self.store())?)
     }
 }

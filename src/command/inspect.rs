@@ -1,6 +1,6 @@
 //! `sifon inspect`: what an image says of itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
@@ -9,9 +9,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 use sifon_mount::digest::Digest;
 use sifon_mount::image::open::Description;
-use sifon_mount::layer::zstd_chunked;
-use sifon_mount::source::manifest::{Descriptor, ImageConfig};
-use sifon_mount::store::Name;
+use sifon_mount::image::outlook::Outlook;
+use sifon_mount::source::manifest::ImageConfig;
 
 use crate::output::{bytes, plain, short};
 use crate::setting::{Context, Error, parsed};
@@ -19,7 +18,8 @@ use crate::setting::{Context, Error, parsed};
 /// Show what an image is made of
 ///
 /// Prints digest, platform, configuration and layers: their format, size, whether they can be read without being
-/// fetched whole, and whether the store has them. Only the manifest and the configuration are fetched.
+/// fetched whole, by which index and why that is believed, and whether the store has them. Only the manifest, the
+/// configuration and a SOCI index are fetched.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The image, such as docker://python:3.11
@@ -32,11 +32,8 @@ pub struct Args {
 /// Prints an image's description.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let reference = parsed(&args.image)?;
-    let description = context.describe(&reference)?;
-    let store = context.store();
-    let inspection = Inspection::new(reference.to_string(), &description, |layer| {
-        store.has(Name::Table(layer))
-    });
+    let (description, outlooks) = context.outlook(&reference)?;
+    let inspection = Inspection::new(reference.to_string(), &description, outlooks);
     let mut stdout = io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut stdout, &inspection)?;
@@ -80,29 +77,36 @@ struct Layer {
     digest: Digest,
     diff_id: Option<Digest>,
     media_type: String,
-    format: &'static str,
+    format: String,
     packed_bytes: u64,
     /// Whether its files can be read before all of it has been fetched.
     is_lazy: bool,
-    /// Whether the store has what is needed to read it.
+    /// By what, if so.
+    index: Option<&'static str>,
+    /// Why what is read is believed, or why nothing can be read.
+    trust: String,
+    /// Whether the store has what is needed to open it.
     is_stored: bool,
 }
 
 impl Inspection {
-    fn new(
-        reference: String,
-        description: &Description,
-        is_stored: impl Fn(Digest) -> bool,
-    ) -> Self {
+    fn new(reference: String, description: &Description, outlooks: Vec<Outlook>) -> Self {
         let (manifest, config) = (&description.manifest, &description.config);
         let layers: Vec<_> = manifest
             .layers
             .iter()
+            .zip(outlooks)
             .enumerate()
-            .map(|(index, descriptor)| Layer {
+            .map(|(index, (descriptor, outlook))| Layer {
+                digest: descriptor.digest,
                 diff_id: config.diff_ids.get(index).copied(),
-                is_stored: is_stored(descriptor.digest),
-                ..Layer::from(descriptor)
+                media_type: descriptor.media_type.clone(),
+                format: outlook.format,
+                packed_bytes: descriptor.size,
+                is_lazy: outlook.is_lazy,
+                index: outlook.index,
+                trust: outlook.trust,
+                is_stored: outlook.is_stored,
             })
             .collect();
         Self {
@@ -131,37 +135,6 @@ impl From<&ImageConfig> for Config {
             exposed_ports: config.exposed_ports.clone(),
             volumes: config.volumes.clone(),
         }
-    }
-}
-
-impl From<&Descriptor> for Layer {
-    /// What the manifest says of a layer; nothing of it is read.
-    fn from(descriptor: &Descriptor) -> Self {
-        let is_lazy = matches!(zstd_chunked::promised(&descriptor.annotations), Ok(Some(_)));
-        Self {
-            digest: descriptor.digest,
-            diff_id: None,
-            media_type: descriptor.media_type.clone(),
-            format: match is_lazy {
-                true => "zstd:chunked",
-                false => format(&descriptor.media_type),
-            },
-            packed_bytes: descriptor.size,
-            is_lazy,
-            is_stored: false,
-        }
-    }
-}
-
-/// The compression that a media type names; readers go by the bytes.
-fn format(media_type: &str) -> &'static str {
-    match media_type.rsplit_once(['+', '.']).map(|(_, last)| last) {
-        Some("gzip") => "gzip",
-        Some("zstd") => "zstd",
-        Some("tar") => "tar",
-        Some("encrypted") => "encrypted",
-        Some("squashfs") => "squashfs",
-        _ => "unknown",
     }
 }
 
@@ -223,7 +196,7 @@ impl fmt::Display for Inspection {
             [
                 short(layer.digest),
                 bytes(layer.packed_bytes),
-                layer.format.into(),
+                plain(&layer.format),
                 yes(layer.is_lazy),
                 yes(layer.is_stored),
                 plain(&layer.media_type),
@@ -233,8 +206,24 @@ impl fmt::Display for Inspection {
         for [layer, size, format, lazy, stored, media_type] in rows {
             writeln!(
                 f,
-                "{layer:<12}  {size:>10}  {format:<12}  {lazy:<4}  {stored:<6}  {media_type}"
+                "{layer:<12}  {size:>10}  {format:<14}  {lazy:<4}  {stored:<6}  {media_type}"
             )?;
+        }
+        // One line for each way of reading, however many layers are read in it.
+        let ways: BTreeSet<_> = self
+            .layers
+            .iter()
+            .map(|layer| {
+                (
+                    &layer.format,
+                    layer.index.unwrap_or("read whole"),
+                    &layer.trust,
+                )
+            })
+            .collect();
+        writeln!(f)?;
+        for (format, index, trust) in ways {
+            writeln!(f, "{}: {index}; {}", plain(format), plain(trust))?;
         }
         Ok(())
     }
@@ -288,9 +277,18 @@ mod tests {
             manifest,
             config,
         };
-        Inspection::new("docker://x".into(), &description, |digest| {
-            digest == layer("a")
-        })
+        let outlook = |format: &str, index| Outlook {
+            format: format.into(),
+            is_lazy: Option::is_some(&index),
+            index,
+            trust: "a reason".into(),
+            is_stored: index.is_none(),
+        };
+        let outlooks = vec![
+            outlook("gzip", None),
+            outlook("zstd:chunked", Some("a table")),
+        ];
+        Inspection::new("docker://x".into(), &description, outlooks)
     }
 
     #[test]
@@ -305,9 +303,12 @@ mod tests {
         ] {
             assert!(text.lines().any(|seen| seen == line), "{line}\n{text}");
         }
+        let ways = "gzip: read whole; a reason\nzstd:chunked: a table; a reason\n";
+        assert!(text.ends_with(ways), "{text}");
         let rows: Vec<Vec<&str>> = text
             .lines()
             .rev()
+            .skip(3)
             .take(2)
             .map(|line| line.split_whitespace().collect())
             .collect();
@@ -331,27 +332,9 @@ mod tests {
         assert_eq!(keys(&json), top);
         let config = "cmd entrypoint env exposed_ports labels user volumes working_dir";
         assert_eq!(keys(&json["config"]), config);
-        let layer = "diff_id digest format is_lazy is_stored media_type packed_bytes";
+        let layer = "diff_id digest format index is_lazy is_stored media_type packed_bytes trust";
         assert_eq!(keys(&json["layers"][0]), layer);
         assert_eq!(json["packed_bytes"], 3000);
         assert_eq!(json["layers"][1]["diff_id"], Digest::of(b"B").to_string());
-    }
-
-    #[test]
-    fn formats_are_those_of_the_media_types() {
-        for (media_type, expected) in [
-            (GZIP, "gzip"),
-            ("application/vnd.docker.image.rootfs.diff.tar.gzip", "gzip"),
-            (ZSTD, "zstd"),
-            ("application/vnd.oci.image.layer.v1.tar", "tar"),
-            ("application/vnd.docker.image.rootfs.diff.tar", "tar"),
-            (
-                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
-                "encrypted",
-            ),
-            ("", "unknown"),
-        ] {
-            assert_eq!(format(media_type), expected, "{media_type}");
-        }
     }
 }

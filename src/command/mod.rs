@@ -4,6 +4,7 @@ pub mod cache;
 pub mod compact;
 pub mod demo;
 pub mod exec;
+pub mod index;
 pub mod inspect;
 pub mod mount;
 pub mod umount;

@@ -1,12 +1,14 @@
 //! SOCI indexes: images of plain gzip layers that are read lazily.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
+use serde_json::Value;
 use sifon_mount::layer::soci::Version;
 
 use crate::layers::{file, noise, text};
 use crate::layout::{Layer, Layout, Packed, Packing, all};
-use crate::place::{Place, can_mount, complaint};
+use crate::place::{Place, can_mount};
 use crate::server::{before, reference, requests_since};
 use crate::support::real::RealRegistry;
 use crate::tricky;
@@ -34,7 +36,7 @@ fn an_image_with_an_index_shows_the_same_files_as_without() {
     let layers = tricky_layers();
     let model = tricky::model(&layers);
     for packing in [Packing::Gzip, Packing::GzipMembers] {
-        let mut layout = Layout::new(place.path(&format!("layout-{packing:?}")));
+        let mut layout = Layout::new(place.path(format!("layout-{packing:?}")));
         let layers = all(&layers, packing);
         layout.add_soci("v1", &layers, Version::V1);
         layout.add_soci("v2", &layers, Version::V2);
@@ -45,14 +47,16 @@ fn an_image_with_an_index_shows_the_same_files_as_without() {
             let mounted = place.mount_with(&layout.reference(tag), with_v1);
             View::of(mounted.path()).assert_is(&View::expected(&model));
             drop(mounted);
-            assert!(
-                place
-                    .stored("layers")
-                    .iter()
-                    .all(|file| file.extension().unwrap() == "table")
-            );
+            assert_eq!(extensions(&place), ["table"]);
         }
     }
+}
+
+/// What kinds of files the store has of layers.
+fn extensions(place: &Place) -> Vec<String> {
+    let files = place.stored("layers").into_iter();
+    let all = files.map(|file| file.extension().unwrap().to_str().unwrap().to_owned());
+    all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Two layers, so that spans are many and most are not needed.
@@ -115,12 +119,7 @@ fn an_attached_index_is_not_used_unless_the_user_says_so() {
     let mounted = place.mount(&layout.reference("v1"));
     assert!(mounted.read("file-1").unwrap() == text(5000));
     drop(mounted);
-    assert!(
-        place
-            .stored("layers")
-            .iter()
-            .any(|file| file.extension().unwrap() == "native")
-    );
+    assert_eq!(extensions(&place), ["native", "table"]);
 }
 
 /// An index that somebody attached tells of two files of the same length, each with the other's bytes.
@@ -174,12 +173,118 @@ fn a_layer_whose_index_is_damaged_is_streamed() {
         ztoc.truncate(ztoc.len() / 2);
         ztoc
     });
-    let mut command = place.sifon(["mount", &layout.reference("v2")]);
-    let said = command.arg(place.target()).output().unwrap();
-    let said = complaint(&said);
+    let mounted = place.mount(&layout.reference("v2"));
+    assert!(mounted.read("file-1").unwrap() == text(5000));
+    drop(mounted);
+    assert_eq!(extensions(&place), ["native", "table"]);
+}
+
+#[test]
+fn an_image_that_was_indexed_once_is_read_lazily_from_then_on() {
+    let Some(registry) = RealRegistry::open().filter(|_| can_mount()) else {
+        return;
+    };
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    let layers = large_layers();
+    layout.add("latest", &layers);
+    registry.push_layout("some/image", layout.path());
+    let server = before(&registry);
+    let reference = reference(&server, "latest");
+    let told = place.says(["index", "--json", "--spacing", "64K", &reference]);
+    let told: Vec<Value> = serde_json::from_str(&told).unwrap();
     assert!(
-        said.contains("read whole") && said.contains("zTOC"),
-        "{said}"
+        told.iter().all(|layer| layer["index"] == "made"),
+        "{told:?}"
     );
-    place.says(["umount".as_ref(), place.target().as_os_str()]);
+    assert_eq!(place.says(["index", &reference]).matches("had").count(), 2);
+    let is_lazy = |layer: &Value| layer["is_lazy"] == true && layer["is_stored"] == true;
+    let inspected = place.says(["inspect", "--json", &reference]);
+    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    assert!(
+        inspected["layers"].as_array().unwrap().iter().all(is_lazy),
+        "{inspected}"
+    );
+
+    let before = server.seen().len();
+    let mounted = place.mount(&reference);
+    assert!(requests_since(&server, before).is_empty());
+    assert!(mounted.read("file-1").unwrap() == text(5000));
+    assert!(mounted.read("after-0").unwrap() == noise(3 << 20, 10));
+    drop(mounted);
+    assert_eq!(extensions(&place), ["index"]);
+}
+
+#[test]
+fn what_is_read_by_our_own_index_is_what_the_layers_hold() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    let layers = tricky::layers();
+    let model = tricky::model(&layers);
+    for (tag, packing) in [("one", Packing::Gzip), ("many", Packing::GzipMembers)] {
+        layout.add(tag, &all(&layers, packing));
+        place.says(["index", "--spacing", "64K", &layout.reference(tag)]);
+        let mounted = place.mount(&layout.reference(tag));
+        assert_random_reads(mounted.path(), &model);
+        drop(mounted);
+        let mounted = place.mount(&layout.reference(tag));
+        View::of(mounted.path()).assert_is(&View::expected(&model));
+    }
+    layout.add("zstd", &all(&layers, Packing::Zstd));
+    let told = place.says(["index", &layout.reference("zstd")]);
+    assert_eq!(told.matches("not gzip").count(), 3, "{told}");
+}
+
+#[test]
+fn inspect_tells_by_which_index_each_layer_is_read_and_what_is_trusted() {
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    let layers = large_layers();
+    layout.add_soci("v1", &layers, Version::V1);
+    layout.add_soci("v2", &layers[..1], Version::V2);
+    let chunked = [Layer::new(vec![file("f", text(10))])];
+    layout.add("estargz", &all(&chunked, Packing::Estargz));
+    layout.add("zstd-chunked", &all(&chunked, Packing::ZstdChunked));
+    let told = |tag: &str, flags: &[&str]| {
+        let reference = layout.reference(tag);
+        let words = ["inspect", "--json", &reference].into_iter();
+        let told = place.says(words.chain(flags.iter().copied()));
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let layer = &told["layers"][0];
+        let word = |key: &str| layer[key].as_str().unwrap_or("none").to_owned();
+        (
+            word("format"),
+            layer["is_lazy"] == true,
+            word("index"),
+            word("trust"),
+        )
+    };
+    for (tag, flags, format, index, trust) in [
+        ("v2", &[][..], "gzip", "SOCI v2", "manifest names the index"),
+        ("v1", &["--soci-v1"][..], "gzip", "SOCI v1", "nobody signs"),
+        (
+            "estargz",
+            &[],
+            "eStargz",
+            "table of contents",
+            "manifest names the table",
+        ),
+        (
+            "zstd-chunked",
+            &[],
+            "zstd:chunked",
+            "table of contents",
+            "manifest names the table",
+        ),
+    ] {
+        let seen = told(tag, flags);
+        assert_eq!((&*seen.0, seen.1), (format, true));
+        assert!(seen.2.contains(index) && seen.3.contains(trust), "{seen:?}");
+    }
+    let plain = told("v1", &[]);
+    assert_eq!((&*plain.0, plain.1, &*plain.2), ("gzip", false, "none"));
+    assert!(plain.3.contains("whole layer"), "{plain:?}");
 }

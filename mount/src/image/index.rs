@@ -64,7 +64,7 @@ impl Index {
         match self {
             Self::ZstdChunked(_) => "zstd:chunked",
             Self::Estargz(_) => "eStargz",
-            Self::Soci { .. } => "gzip with SOCI",
+            Self::Soci { .. } => "gzip",
         }
     }
 

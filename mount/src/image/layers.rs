@@ -48,7 +48,12 @@ impl<'a> Layer<'a> {
         self.descriptor.digest
     }
 
-    fn blueprint(&self) -> Blueprint {
+    /// Whether an index is promised for it.
+    pub fn is_seekable(&self) -> bool {
+        self.index.is_some()
+    }
+
+    pub fn blueprint(&self) -> Blueprint {
         Blueprint {
             layer: self.digest(),
             packed_len: self.descriptor.size,
@@ -57,35 +62,43 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// Formats that we know by name only, and what to do about them.
-fn unreadable(descriptor: &Descriptor) -> Option<String> {
+/// The format of a layer that is not ours to read, if it is one that we know by name.
+pub(super) fn foreign_format(descriptor: &Descriptor) -> Option<&'static str> {
     let media_type = descriptor.media_type.as_str();
     let has = |prefix: &str| {
-        descriptor
-            .annotations
-            .keys()
-            .any(|key| key.starts_with(prefix))
+        let mut keys = descriptor.annotations.keys();
+        keys.any(|key| key.starts_with(prefix))
     };
-    let advice = "ask its publisher for the plain image, which most registries keep beside it";
     if media_type.ends_with("+encrypted") {
-        return Some("it is encrypted, which sifon cannot read".into());
+        Some("encrypted")
+    } else if media_type.contains("nydus") || has("containerd.io/snapshot/nydus-") {
+        Some("nydus")
+    } else if has("containerd.io/snapshot/overlaybd/")
+        || has("containerd.io/snapshot/turbo-oci/")
+        || has("containerd.io/snapshot/fastoci/")
+    {
+        Some("overlaybd")
+    } else if media_type.ends_with(".squashfs") || media_type.ends_with(".ext3") {
+        Some("OCI-SIF")
+    } else {
+        None
     }
-    if media_type.contains("nydus") || has("containerd.io/snapshot/nydus-") {
-        return Some(format!(
-            "it is in nydus format, which sifon cannot read: {advice}"
-        ));
-    }
-    if has("containerd.io/snapshot/overlaybd/") {
-        return Some(format!(
-            "it is in overlaybd format, which sifon cannot read: {advice}"
-        ));
-    }
-    if media_type.ends_with(".squashfs") || media_type.ends_with(".ext3") {
-        return Some(format!(
-            "it is of an OCI-SIF ({media_type}), which sifon cannot read"
-        ));
-    }
-    None
+}
+
+/// Why a layer in such a format cannot be read, and what to do about it.
+pub(super) fn unreadable(descriptor: &Descriptor) -> Option<String> {
+    let format = foreign_format(descriptor)?;
+    Some(match format {
+        "encrypted" => "it is encrypted, which sifon cannot read".into(),
+        "OCI-SIF" => {
+            let media_type = &descriptor.media_type;
+            format!("it is of an OCI-SIF ({media_type}), which sifon cannot read")
+        }
+        format => format!(
+            "it is in {format} format, which sifon cannot read: ask its publisher for the plain image, which most \
+             registries keep beside it"
+        ),
+    })
 }
 
 /// The layers of one image that are ready, and the threads that compress for those that are not yet.
@@ -161,8 +174,8 @@ impl Opener<'_> {
     }
 
     /// What the store has of a layer, if that is all it needs: the layer as it was streamed, or else a table by which it
-    /// is read lazily. Only the promised index counts, because another image may promise another one for the same layer,
-    /// and lie.
+    /// is read lazily. Of promised indexes only this image's counts, because another image may promise another one for the
+    /// same layer, and lie.
     fn kept(&self, layer: &Layer<'_>) -> Option<(Table, Option<File>)> {
         let digest = layer.digest();
         let streamed = || {
@@ -176,7 +189,8 @@ impl Opener<'_> {
             let key = table::key(digest, Some(index.digest()));
             Some((self.store.table(key)?, None))
         };
-        streamed().or_else(indexed)
+        let own = || Some((self.store.index(digest)?, None));
+        streamed().or_else(indexed).or_else(own)
     }
 
     /// A layer that somebody else streamed, checked here, with a table of our own.
@@ -280,19 +294,7 @@ impl Opener<'_> {
             layer: digest,
             bytes: layer.descriptor.size,
         });
-        let blob = self.blob(layer.descriptor);
-        let stream = blob.stream().map_err(|source| OpenError::Blob {
-            layer: digest,
-            source,
-        })?;
-        let packed = Counted {
-            stream,
-            layer: digest,
-            progress: Arc::clone(progress),
-            is_in_vain: Arc::clone(&ready.is_in_vain),
-            is_promised: layer.index.is_some(),
-            tail: Vec::new(),
-        };
+        let packed = self.counted(layer, ready, progress)?;
         let file = draft.file().map_err(|source| self.unwritable(source))?;
         let writer = convert(
             layer.blueprint(),
@@ -308,6 +310,29 @@ impl Opener<'_> {
         let table = self.sealed(digest, writer)?;
         progress(Progress::Finished { layer: digest });
         Ok((table, Some(native)))
+    }
+
+    /// The layer's packed bytes, while they come.
+    pub(super) fn counted(
+        &self,
+        layer: &Layer<'_>,
+        ready: &Readiness,
+        progress: &OnProgress,
+    ) -> Result<Counted, OpenError> {
+        let digest = layer.digest();
+        let blob = self.blob(layer.descriptor);
+        let stream = blob.stream().map_err(|source| OpenError::Blob {
+            layer: digest,
+            source,
+        })?;
+        Ok(Counted {
+            stream,
+            layer: digest,
+            progress: Arc::clone(progress),
+            is_in_vain: Arc::clone(&ready.is_in_vain),
+            is_promised: layer.index.is_some(),
+            tail: Vec::new(),
+        })
     }
 
     /// The finished table, in the store under its key.
@@ -332,7 +357,7 @@ impl Opener<'_> {
 }
 
 /// A blob's stream that tells how much of it came, and ends when nobody needs it any more.
-struct Counted {
+pub(super) struct Counted {
     stream: Box<dyn Read + Send>,
     layer: Digest,
     progress: OnProgress,

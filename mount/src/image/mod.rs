@@ -3,8 +3,10 @@
 mod additions;
 mod attributes;
 pub mod index;
+pub mod indexing;
 mod layers;
 pub mod open;
+pub mod outlook;
 mod path;
 mod proof;
 mod read;

@@ -28,7 +28,7 @@ use crate::tree::{self, MergeError, Tree, TreeError};
 
 /// Layers that stream at once: enough to fill the network while two of them wait for a disk, few enough that
 /// their buffers stay within the memory we promise.
-const LAYERS_AT_ONCE: usize = 6;
+pub(super) const LAYERS_AT_ONCE: usize = 6;
 
 /// A tag is asked for again after this long.
 const TAG_AGE: Duration = Duration::from_secs(600);
@@ -208,15 +208,6 @@ pub fn open(
     })
 }
 
-/// What the image that `reference` names says of itself; no layer is read.
-pub fn describe(
-    reference: &Reference,
-    options: &Options,
-    store: &Arc<Store>,
-) -> Result<Description, OpenError> {
-    Opener::new(reference, options, store)?.description()
-}
-
 pub(super) struct Opener<'a> {
     reference: &'a Reference,
     pub(super) options: &'a Options,
@@ -225,7 +216,7 @@ pub(super) struct Opener<'a> {
 }
 
 impl<'a> Opener<'a> {
-    fn new(
+    pub(super) fn new(
         reference: &'a Reference,
         options: &'a Options,
         store: &'a Arc<Store>,
@@ -239,7 +230,7 @@ impl<'a> Opener<'a> {
         })
     }
 
-    fn description(&self) -> Result<Description, OpenError> {
+    pub(super) fn description(&self) -> Result<Description, OpenError> {
         let top = self.resolved()?;
         let platform = &self.options.registry.platform;
         let chosen = source::image(top, platform, |digest| self.document(digest))?;
@@ -308,6 +299,10 @@ impl<'a> Opener<'a> {
             }
             other => other.to_string(),
         }
+    }
+
+    pub(super) fn reference(&self) -> &Reference {
+        self.reference
     }
 
     pub(super) fn source(&self) -> &Source {
