@@ -9,6 +9,10 @@ use std::path::Path;
 mod archive;
 #[path = "../fuzz/bodies/digest.rs"]
 mod digest;
+#[path = "../fuzz/bodies/estargz.rs"]
+mod estargz;
+#[path = "../fuzz/bodies/gzip.rs"]
+mod gzip;
 #[path = "../fuzz/bodies/inflate.rs"]
 mod inflate;
 #[path = "../fuzz/bodies/manifest.rs"]
@@ -29,6 +33,8 @@ mod tar;
 mod toc;
 #[path = "../fuzz/bodies/tree.rs"]
 mod tree;
+#[path = "../fuzz/bodies/ztoc.rs"]
+mod ztoc;
 
 /// Runs `body` over the seeds of the fuzz target `target` and their neighbours.
 fn run_near_seeds(target: &str, body: fn(&[u8])) {
@@ -121,4 +127,19 @@ fn no_neighbour_of_a_table_seed_breaks_the_reader() {
 #[test]
 fn no_neighbour_of_a_toc_seed_breaks_the_reader() {
     run_near_seeds("toc", toc::run);
+}
+
+#[test]
+fn no_neighbour_of_a_ztoc_seed_breaks_the_reader() {
+    run_near_seeds("ztoc", ztoc::run);
+}
+
+#[test]
+fn no_neighbour_of_an_estargz_seed_breaks_the_reader() {
+    run_near_seeds("estargz", estargz::run);
+}
+
+#[test]
+fn no_neighbour_of_a_gzip_seed_breaks_the_indexer() {
+    run_near_seeds("gzip", gzip::run);
 }

@@ -31,6 +31,12 @@ pub fn run(bytes: &[u8]) {
     }
     for index in 0..=table.chunk_count().min(RECORDS_LIMIT) {
         let _ = table.chunk(ChunkIndex(index as u32));
+        assert!(
+            table
+                .siblings(ChunkIndex(index as u32))
+                .contains(&(index as u32))
+        );
+        let _ = table.proof(index);
     }
     assert!(table.chunk(ChunkIndex(u32::MAX)).is_err());
 }
