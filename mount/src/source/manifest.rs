@@ -247,6 +247,15 @@ impl Index {
         {
             return Ok(alone);
         }
+        let foreign = self.manifests.iter().find_map(Descriptor::foreign_format);
+        if let (true, Some(format)) = (images.is_empty(), foreign) {
+            return Err(ManifestError::NotAnImage {
+                what: format!("an image in {format} format alone, which sifon cannot read"),
+                hint: Some(
+                    "ask its publisher for the plain image, or use the tag that it was converted from",
+                ),
+            });
+        }
         Err(ManifestError::NoPlatform {
             wanted: wanted.to_string(),
             offered: offered(&images),
@@ -297,6 +306,17 @@ impl Descriptor {
                     .any(|feature| feature == "nydus.remoteimage.v1")
         });
         is_document && !has_artifact_type && !is_attached && !is_for_others
+    }
+
+    /// The format of an index's entry that is an image, but one that needs another program's file system.
+    fn foreign_format(&self) -> Option<&'static str> {
+        let features = self
+            .platform
+            .iter()
+            .flat_map(|offered| &offered.os_features);
+        let kinds = self.artifact_type.iter().chain(features);
+        let names = |format: &&str| kinds.clone().any(|kind| kind.contains(*format));
+        ["nydus", "overlaybd"].into_iter().find(names)
     }
 
     /// Whether it points at an index rather than at a manifest, as far as its media type says.
@@ -530,7 +550,7 @@ mod tests {
             entry(6, &linux),
         ];
         assert_eq!(chosen(&entries, &Platform::linux("amd64", None)), Ok(5));
-        let error = chosen(&entries[..4], &Platform::linux("amd64", None)).unwrap_err();
+        let error = chosen(&entries[..3], &Platform::linux("amd64", None)).unwrap_err();
         assert_eq!(
             error.to_string(),
             "no image for linux/amd64; there are no images at all"
@@ -649,5 +669,20 @@ mod tests {
         assert!(config.entrypoint.is_empty() && config.labels.is_empty());
         assert!(ImageConfig::parse("{}".into()).unwrap().diff_ids.is_empty());
         assert!(ImageConfig::parse("nonsense".into()).is_err());
+    }
+
+    #[test]
+    fn an_image_in_a_foreign_format_alone_is_named() {
+        let nydus = r#","platform":{"os":"linux","architecture":"amd64","os.features":["nydus.remoteimage.v1"]}"#;
+        let overlaybd = r#","artifactType":"application/vnd.containerd.overlaybd.native.v1+json","platform":{"os":"linux","architecture":"amd64"}"#;
+        let wanted = Platform::linux("amd64", None);
+        for (rest, format) in [(nydus, "nydus"), (overlaybd, "overlaybd")] {
+            let alone = index(&[entry(1, rest)]);
+            let refused = alone.choose(&wanted).unwrap_err().to_string();
+            assert!(refused.contains(format), "{refused}");
+            let plain = entry(2, &platform("linux", "amd64", "null"));
+            let both = index(&[entry(1, rest), plain]);
+            assert_eq!(both.choose(&wanted).unwrap().digest.to_string(), digest(2));
+        }
     }
 }
