@@ -373,23 +373,30 @@ impl<'a> Opener<'a> {
         let mut seen = BTreeSet::new();
         queue.retain(|layer| seen.insert(layer.descriptor.digest));
 
-        let threads = LAYERS_AT_ONCE.min(queue.len());
-        let queue = Mutex::new(queue);
+        // Tables come all at once, as far as connections reach; they are not to wait for a layer that streams.
+        let (seekable, whole): (Vec<_>, Vec<_>) =
+            queue.into_iter().partition(|layer| layer.is_seekable());
+        let connections = self.options.registry.connections.max(1);
+        let queues = [(seekable, connections), (whole, LAYERS_AT_ONCE)]
+            .map(|(queue, threads)| (threads.min(queue.len()), Mutex::new(queue)));
         let ready = Readiness::default();
         let failure = Mutex::new(None);
+        let work = |queue: &Mutex<Vec<&Layer<'_>>>| {
+            while failure.lock().is_none() {
+                let Some(layer) = queue.lock().pop() else {
+                    break;
+                };
+                if let Err(err) = self.make_ready(layer, &ready, progress) {
+                    failure.lock().get_or_insert(err);
+                    ready.is_in_vain.store(true, Ordering::Relaxed);
+                }
+            }
+        };
         thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    while failure.lock().is_none() {
-                        let Some(layer) = queue.lock().pop() else {
-                            break;
-                        };
-                        if let Err(err) = self.make_ready(layer, &ready, progress) {
-                            failure.lock().get_or_insert(err);
-                            ready.is_in_vain.store(true, Ordering::Relaxed);
-                        }
-                    }
-                });
+            for (threads, queue) in &queues {
+                for _ in 0..*threads {
+                    scope.spawn(|| work(queue));
+                }
             }
         });
         match failure.into_inner() {

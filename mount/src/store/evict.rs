@@ -144,7 +144,8 @@ impl Store {
     }
 
     /// Removes images that nobody uses, those unused longest first, until the store takes `to` bytes at most, and
-    /// files that no image needs. `dry_run` only counts.
+    /// files that no image needs. Before an image goes altogether, the streamed layers of images go that have an index of
+    /// ours, which is small and costs a pass over the layer to make. `dry_run` only counts.
     pub fn evict(&self, to: u64, dry_run: bool) -> Evicted {
         let mut images = self.images();
         let files = self.files();
@@ -162,6 +163,14 @@ impl Store {
         for (path, bytes, age) in &files {
             if !kept.contains(path) && *age > ORPHAN_AGE_LIMIT && remove(path) {
                 used -= bytes;
+                evicted.bytes += bytes;
+            }
+        }
+        for name in self.replaceable(&images) {
+            let path = self.own.path().join(name.path());
+            let bytes = self.bytes_at(&name.path());
+            if used > to && path.exists() && remove(&path) {
+                used = used.saturating_sub(bytes);
                 evicted.bytes += bytes;
             }
         }
@@ -190,6 +199,24 @@ impl Store {
             evicted.images += 1;
         }
         evicted
+    }
+
+    /// The files of streamed layers that have an index: without them only what is read is fetched again. Those of images
+    /// unused longest first, none of mounted ones.
+    fn replaceable(&self, images: &[ImageUse]) -> Vec<Name> {
+        let mounted = images.iter().filter(|image| image.is_in_use);
+        let mounted: BTreeSet<Digest> = mounted
+            .flat_map(|image| image.record.layers.clone())
+            .collect();
+        let is_replaceable = |layer: &&Digest| {
+            let index = self.own.path().join(Name::Index(**layer).path());
+            !mounted.contains(layer) && index.exists()
+        };
+        let layers = images.iter().rev().flat_map(|image| &image.record.layers);
+        let names = layers.filter(is_replaceable);
+        names
+            .flat_map(|&layer| [Name::Native(layer), Name::Table(layer)])
+            .collect()
     }
 
     fn bytes_at(&self, path: &Path) -> u64 {

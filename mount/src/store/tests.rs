@@ -183,6 +183,28 @@ fn a_tag_is_remembered_for_its_time() {
 }
 
 #[test]
+fn eviction_takes_a_streamed_layer_before_the_index_that_replaces_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store_in(directory.path());
+    let [indexed, plain] = [b"with", b"none"].map(|name| Digest::of(name));
+    for layer in [indexed, plain] {
+        sealed(&store, Name::Native(layer), &vec![7; 64 << 10]);
+    }
+    sealed(&store, Name::Index(indexed), &[7; 100]);
+    let record = record("image", &[indexed, plain]);
+    let lease = store.lease(&record).unwrap();
+    store.evict(store.used_bytes() - 1, false);
+    assert!(store.has(Name::Native(indexed)), "the image is mounted");
+    drop(lease);
+    let evicted = store.evict(store.used_bytes() - 1, false);
+    assert_eq!(evicted.images, 0);
+    assert!(!store.has(Name::Native(indexed)) && store.has(Name::Index(indexed)));
+    assert!(store.has(Name::Native(plain)));
+    assert_eq!(store.evict(0, false).images, 1);
+    assert!(!store.has(Name::Index(indexed)));
+}
+
+#[test]
 fn eviction_takes_the_images_unused_longest_and_spares_mounted_and_shared_ones() {
     let directory = tempfile::tempdir().unwrap();
     let store = store_in(directory.path());
