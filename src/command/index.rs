@@ -15,7 +15,7 @@ use crate::setting::{Context, Error, byte_count, parsed};
 /// Make an image readable lazily, once and for all
 ///
 /// Streams each gzip layer once and keeps checkpoints in the store at which it can be decompressed later, with a digest of
-/// what lies between them: about one part in a hundred and fifty of the layer. From then on a mount fetches only what is
+/// what lies between them, and a table of the files: together about a fiftieth of the layer. From then on a mount fetches only what is
 /// read, even if nothing else of the image is in the store. The image itself does not change.
 #[derive(Debug, clap::Args)]
 pub struct Args {
