@@ -26,25 +26,10 @@ pub struct Args {
     /// Replace the file if it exists
     #[arg(short = 'F', long)]
     force: bool,
-    /// How to compress: zstd is smaller and quicker, gzip is read by the oldest kernels too
-    #[arg(long, value_enum, default_value_t)]
-    compression: CompressionName,
-}
-
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum CompressionName {
-    #[default]
-    Zstd,
-    Gzip,
-}
-
-impl From<CompressionName> for Compression {
-    fn from(name: CompressionName) -> Self {
-        match name {
-            CompressionName::Zstd => Self::Zstd,
-            CompressionName::Gzip => Self::Gzip,
-        }
-    }
+    /// How to compress: zstd, gzip, xz, lz4 or none, with a level as in zstd:19; without a level, zstd copies what the
+    /// store has, and gzip is read by the oldest kernels too
+    #[arg(long, value_name = "NAME[:LEVEL]", default_value_t)]
+    compression: Compression,
 }
 
 /// Packs.
@@ -62,7 +47,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         .bar("packing", opened.image.tree().file_bytes());
     let options = Options {
         overwrite: args.force,
-        compression: args.compression.into(),
+        compression: args.compression,
         created,
         timeout: context.settings.open.registry.timeout,
         progress: &|bytes| bar.inc(bytes),

@@ -6,6 +6,7 @@
 
 pub mod date;
 pub mod image;
+pub mod layout;
 pub mod node;
 mod place;
 pub mod shell;
@@ -17,7 +18,7 @@ pub mod zstd_chunked;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sifon_mount::digest::{Digest, Hasher};
 use sifon_mount::image::Image;
@@ -25,7 +26,7 @@ use sifon_mount::layer::entry::Timestamp;
 use sifon_mount::source::manifest::ImageConfig;
 
 pub use place::PlaceError;
-pub use squashfs::{Compression, Lost};
+pub use squashfs::{Compression, Lost, ParseCompressionError};
 
 use image::TreeSource;
 use node::{Contents, Source};
@@ -34,7 +35,7 @@ use singularity::{Config, Origin, Texts};
 use squashfs::SquashfsError;
 
 /// Rises whenever the same image and options give other bytes than before.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// How a SIF is made.
 #[derive(Clone, Copy)]
@@ -144,12 +145,7 @@ pub fn compact(
     options: Options<'_>,
 ) -> Result<Report, PackError> {
     let failed = |source| Failure::Io(source).at(out);
-    let source = TreeSource::new(image.tree(), |file, at, len| {
-        let deadline = Instant::now() + options.timeout;
-        image
-            .read(file, at, len, deadline)
-            .map_err(io::Error::other)
-    });
+    let source = TreeSource::new(image, options.timeout);
     let layers = image
         .tree()
         .layers()
@@ -232,7 +228,7 @@ fn write(
 fn uuid(identity: &[Digest], compression: Compression, texts: &[&[u8]]) -> [u8; 16] {
     let mut hasher = Hasher::default();
     hasher.update(&FORMAT_VERSION.to_le_bytes());
-    hasher.update(&[compression as u8]);
+    hasher.update(compression.to_string().as_bytes());
     for digest in identity {
         hasher.update(digest.as_bytes());
     }
@@ -331,7 +327,7 @@ mod tests {
         assert!(first != bytes("3", dated));
         assert!(bytes("4", dated) == bytes("5", dated));
         let gzip = Options {
-            compression: Compression::Gzip,
+            compression: Compression::Gzip(6),
             ..Options::default()
         };
         assert!(first[48..64] != bytes("6", gzip)[48..64]);
@@ -359,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_uuid_has_its_version() {
-        let uuid = uuid(&[], Compression::Zstd, &[]);
+        let uuid = uuid(&[], Compression::default(), &[]);
         assert_eq!((uuid[6] >> 4, uuid[8] >> 6), (8, 2));
     }
 }
