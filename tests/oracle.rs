@@ -159,7 +159,7 @@ impl Source for Image {
                     secs: 1_600_000_000,
                     nanos: 0,
                 },
-                xattrs: 0,
+                xattrs: Vec::new(),
                 linked: None,
             })
         }))

@@ -12,6 +12,8 @@ use crate::pack::layout::BLOCK_BYTES;
 use crate::pack::node::sample::Sample;
 use crate::pack::node::{PackKind, PackNode};
 
+mod others;
+
 /// Where the squashfs begins, as in a SIF.
 const AT: u64 = 8192;
 

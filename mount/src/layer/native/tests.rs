@@ -193,7 +193,10 @@ fn a_chunk_is_one_zstd_frame_with_its_size_and_a_small_window() {
         assert_eq!(size, Some(chunk.plain_len.into()));
         assert!(is_frame(&packed, chunk.plain_len as usize));
         assert!(!is_frame(&packed, chunk.plain_len as usize + 1));
-        assert!(!is_frame(&[&packed[..], b"more"].concat(), chunk.plain_len as usize));
+        assert!(!is_frame(
+            &[&packed[..], b"more"].concat(),
+            chunk.plain_len as usize
+        ));
         assert!(chunk.packed_len < chunk.plain_len);
     }
 }
