@@ -87,6 +87,7 @@ impl Oracle {
         let origin = Origin {
             bootstrap: "docker".into(),
             from: "example.org/busybox:1".into(),
+            manifest: None,
         };
         let options = Options {
             compression,

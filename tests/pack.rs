@@ -191,7 +191,7 @@ fn what_a_streamed_layer_has_compressed_is_not_compressed_again() {
 /// A byte of a file that an upper layer hides must not travel.
 #[test]
 fn hidden_bytes_are_not_packed() {
-    let secret: Vec<u8> = (0..2_000u32).map(|at| (at * at >> 3) as u8).collect();
+    let secret: Vec<u8> = (0..2_000u32).map(|at| ((at * at) >> 3) as u8).collect();
     let lower = streamed(&[
         ("a".into(), text(500, 1)),
         ("secret".into(), secret.clone()),

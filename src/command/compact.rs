@@ -52,7 +52,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         timeout: context.settings.open.registry.timeout,
         progress: &|bytes| bar.inc(bytes),
     };
-    let origin = Origin::of(&reference.to_string());
+    let origin = Origin::of(&reference.to_string()).with_manifest(found);
     let config = &opened.description.config;
     let report = compact(&opened.image, config, &origin, &args.file, options)?;
     bar.finish_and_clear();

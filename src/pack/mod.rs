@@ -193,6 +193,7 @@ fn write(
     let additions = texts.additions(source)?;
     let metadata = texts.inspect_metadata();
     let oci_config = config.oci_config.to_string().into_bytes();
+    let provenance = origin.provenance(options.compression);
     let created = Timestamp {
         secs: config.created,
         nanos: 0,
@@ -200,7 +201,11 @@ fn write(
     let mut sif = sif::Writer::new(
         file,
         sif::Identity {
-            uuid: uuid(identity, options.compression, &[&metadata, &oci_config]),
+            uuid: uuid(
+                identity,
+                options.compression,
+                &[&metadata, &oci_config, &provenance],
+            ),
             created: config.created,
             architecture: config.architecture.clone(),
         },
@@ -208,6 +213,7 @@ fn write(
     sif.deffile(&texts.deffile)?;
     sif.json("inspect-metadata.json", &metadata)?;
     sif.json("oci-config.json", &oci_config)?;
+    sif.json("sifon.json", &provenance)?;
     let mut lost = Lost::default();
     let contents = Contents::new(source, additions, created);
     sif.partition(|file, at| {
@@ -267,6 +273,7 @@ mod tests {
         Origin {
             bootstrap: "docker".into(),
             from: "busybox".into(),
+            manifest: None,
         }
     }
 
@@ -294,7 +301,7 @@ mod tests {
         assert_eq!(report.bytes, bytes.len() as u64);
 
         let sif = sif::Sif::open(File::open(&out).unwrap()).unwrap();
-        assert_eq!((sif.created, sif.objects.len()), (1_700_000_000, 4));
+        assert_eq!((sif.created, sif.objects.len()), (1_700_000_000, 5));
         let object = sif.named(sif::ObjectKind::GenericJson, "oci-config.json");
         let object = object.unwrap();
         let text = &bytes[object.at as usize..(object.at + object.len) as usize];

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::io;
 
 use serde_json::{Map, Value, json};
+use sifon_mount::digest::Digest;
 use sifon_mount::layer::entry::shown;
 use sifon_mount::source::manifest::ImageConfig;
 
 use super::date::{self, Date};
 use super::node::{Addition, AdditionKind, Resolved, Source, Standing, resolved};
 use super::shell;
+use super::squashfs::Compression;
 
 /// What a SIF keeps of an image's configuration.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +61,8 @@ pub struct Origin {
     pub bootstrap: String,
     /// The reference without the scheme.
     pub from: String,
+    /// The manifest that the reference named, where it named one.
+    pub manifest: Option<Digest>,
 }
 
 impl Origin {
@@ -68,7 +72,28 @@ impl Origin {
         Self {
             bootstrap: scheme.into(),
             from: rest.strip_prefix("//").unwrap_or(rest).into(),
+            manifest: None,
         }
+    }
+
+    /// The same with the manifest that was found there.
+    pub fn with_manifest(self, manifest: Digest) -> Self {
+        Self {
+            manifest: Some(manifest),
+            ..self
+        }
+    }
+
+    /// What a SIF tells about itself beyond what Singularity knows: the object `sifon.json`.
+    pub fn provenance(&self, compression: Compression) -> Vec<u8> {
+        let provenance = json!({
+            "bootstrap": self.bootstrap,
+            "from": self.from,
+            "manifest": self.manifest,
+            "compression": compression.to_string(),
+            "sifon": env!("CARGO_PKG_VERSION"),
+        });
+        provenance.to_string().into_bytes()
     }
 
     /// The definition file that would build the same.
@@ -280,6 +305,7 @@ mod tests {
         let origin = Origin {
             bootstrap: "docker".into(),
             from: "python:3.11".into(),
+            manifest: None,
         };
         Texts::new(&config, &origin).unwrap()
     }
@@ -453,6 +479,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sif_tells_the_manifest_that_it_was_made_from() {
+        let manifest = Digest::of(b"manifest");
+        let origin = Origin::of("docker://a/b:1").with_manifest(manifest);
+        let json = origin.provenance(Compression::default());
+        let json: Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(json["manifest"], manifest.to_string());
+        assert_eq!(
+            (&json["from"], &json["compression"]),
+            (&json!("a/b:1"), &json!("zstd:1"))
+        );
+    }
+
+    #[test]
     fn the_configuration_object_is_kept_as_it_is() {
         let json = r#"{"architecture":"arm64","created":"1970-01-01T00:00:05.5Z","config":{"User":"x","Z":1}}"#;
         let config = ImageConfig::parse(json.into()).unwrap();
@@ -466,6 +505,7 @@ mod tests {
         let origin = Origin {
             bootstrap: "oci".into(),
             from: "/tmp/a\n%post\nrm".into(),
+            manifest: None,
         };
         assert_eq!(
             origin.deffile(),
@@ -482,6 +522,7 @@ mod tests {
         let origin = Origin {
             bootstrap: "docker".into(),
             from: "x".into(),
+            manifest: None,
         };
         assert!(Texts::new(&config, &origin).is_err());
     }
