@@ -35,32 +35,57 @@ pub struct Args {
 /// Packs.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let (reference, mounted) = meant(&args.image)?;
+    let options = Packing {
+        force: args.force,
+        compression: args.compression,
+    };
+    packed(context, &reference, mounted, &args.file, options)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What users decide about packing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packing {
+    /// Whether a file that is there is replaced.
+    pub force: bool,
+    /// How blocks are compressed.
+    pub compression: Compression,
+}
+
+/// Packs the image into `file`, and says so. Its manifest must be `expected`, if that is given.
+pub(super) fn packed(
+    context: &Context,
+    reference: &Reference,
+    expected: Option<Digest>,
+    file: &Path,
+    packing: Packing,
+) -> Result<(), Error> {
     let created = source_date_epoch()?;
-    check_place(&args.file, args.force)?;
-    let opened = context.open(&reference)?;
+    check_place(file, packing.force)?;
+    let opened = context.open(reference)?;
     let found = opened.description.manifest_digest;
-    if mounted.is_some_and(|mounted| mounted != found) {
+    if expected.is_some_and(|expected| expected != found) {
         return Err(format!("{reference}: changed since it was mounted").into());
     }
     let bar = context
         .output
         .bar("packing", opened.image.tree().file_bytes());
     let options = Options {
-        overwrite: args.force,
-        compression: args.compression,
+        overwrite: packing.force,
+        compression: packing.compression,
         created,
         timeout: context.settings.open.registry.timeout,
         progress: &|bytes| bar.inc(bytes),
     };
     let origin = Origin::of(&reference.to_string()).with_manifest(found);
     let config = &opened.description.config;
-    let report = compact(&opened.image, config, &origin, &args.file, options)?;
+    let report = compact(&opened.image, config, &origin, file, options)?;
     bar.finish_and_clear();
     for warning in report.lost.warnings() {
         tracing::warn!("{reference}: {warning}");
     }
-    tracing::info!("{}: {}", args.file.display(), bytes(report.bytes));
-    Ok(ExitCode::SUCCESS)
+    tracing::info!("{}: {}", file.display(), bytes(report.bytes));
+    Ok(())
 }
 
 /// What the user can do about a failure of this command.
@@ -89,7 +114,7 @@ fn meant(text: &OsStr) -> Result<(Reference, Option<Digest>), Error> {
 }
 
 /// The time that reproducible-builds.org lets a build say it is.
-fn source_date_epoch() -> Result<Option<i64>, Error> {
+pub(super) fn source_date_epoch() -> Result<Option<i64>, Error> {
     let Some(value) = environment(&["SOURCE_DATE_EPOCH"]) else {
         return Ok(None);
     };

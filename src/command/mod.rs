@@ -1,11 +1,14 @@
 //! One file for each verb: what it takes, what it prints. The work is elsewhere.
 
+pub mod build;
 pub mod cache;
 pub mod compact;
 pub mod demo;
 pub mod exec;
 pub mod inspect;
 pub mod mount;
+pub mod pull;
+pub mod registry;
 pub mod umount;
 
 use sifon_mount::daemon::UnmountError;

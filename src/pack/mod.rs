@@ -5,6 +5,7 @@
 //! ```
 
 pub mod date;
+pub mod directory;
 pub mod image;
 pub mod layout;
 pub mod node;
@@ -28,6 +29,7 @@ use sifon_mount::source::manifest::ImageConfig;
 pub use place::PlaceError;
 pub use squashfs::{Compression, Lost, ParseCompressionError};
 
+use directory::DirectorySource;
 use image::TreeSource;
 use node::{Contents, Source};
 use place::NewFile;
@@ -154,6 +156,36 @@ pub fn compact(
     pack(&source, &layers, &config, origin, out, options)
 }
 
+/// Packs a directory of this machine into the SIF `out`. One that Singularity made, and perhaps somebody changed, keeps its
+/// scripts, variables and labels; any other gets what a root file system without a configuration gets.
+pub fn pack_directory(
+    source: &DirectorySource,
+    config: &Config,
+    origin: &Origin,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Report, PackError> {
+    let config = Config {
+        created: source.changed(),
+        ..config.clone()
+    };
+    let kept = Texts::kept(source).map_err(|err| Failure::Io(err).at(out))?;
+    let new = NewFile::beside(out, options.overwrite)?;
+    let identity = [source.identity()];
+    let report = write(
+        source,
+        &identity,
+        &config,
+        origin,
+        kept,
+        new.file(),
+        options,
+    )
+    .map_err(|failure| failure.at(out))?;
+    new.publish()?;
+    Ok(report)
+}
+
 /// Whether a file could be written as `out`, before work is done that would be for nothing.
 pub fn check_place(out: &Path, overwrite: bool) -> Result<(), PackError> {
     NewFile::beside(out, overwrite)?;
@@ -171,7 +203,7 @@ pub fn pack(
     options: Options<'_>,
 ) -> Result<Report, PackError> {
     let new = NewFile::beside(out, options.overwrite)?;
-    let report = write(source, identity, config, origin, new.file(), options)
+    let report = write(source, identity, config, origin, None, new.file(), options)
         .map_err(|failure| failure.at(out))?;
     new.publish()?;
     Ok(report)
@@ -182,6 +214,7 @@ fn write(
     identity: &[Digest],
     config: &Config,
     origin: &Origin,
+    kept: Option<Texts>,
     file: &File,
     options: Options<'_>,
 ) -> Result<Report, Failure> {
@@ -189,8 +222,14 @@ fn write(
         created: options.created.unwrap_or(config.created),
         ..config.clone()
     };
-    let texts = Texts::new(&config, origin)?;
-    let additions = texts.additions(source)?;
+    let (texts, additions) = match kept {
+        Some(texts) => (texts, Vec::new()),
+        None => {
+            let texts = Texts::new(&config, origin)?;
+            let additions = texts.additions(source)?;
+            (texts, additions)
+        }
+    };
     let metadata = texts.inspect_metadata();
     let oci_config = config.oci_config.to_string().into_bytes();
     let provenance = origin.provenance(options.compression);
@@ -355,7 +394,7 @@ mod tests {
     fn a_full_disk_is_said_to_be_full() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let options = Options::default();
-        let failure = write(&image(), &[], &config(), &origin(), &full, options).unwrap_err();
+        let failure = write(&image(), &[], &config(), &origin(), None, &full, options).unwrap_err();
         let err = failure.at(Path::new("x.sif"));
         assert_eq!(err.to_string(), "\"x.sif\": no space left on device");
     }

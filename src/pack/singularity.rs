@@ -11,6 +11,7 @@ use sifon_mount::layer::entry::shown;
 use sifon_mount::source::manifest::ImageConfig;
 
 use super::date::{self, Date};
+use super::directory::DirectorySource;
 use super::node::{Addition, AdditionKind, Resolved, Source, Standing, resolved};
 use super::shell;
 use super::squashfs::Compression;
@@ -172,6 +173,21 @@ impl Texts {
             environment: shell::environment(&config.env),
             labels,
         })
+    }
+
+    /// What a directory has that Singularity, or a SIF of ours, made; `None` if it is none of these.
+    pub fn kept(directory: &DirectorySource) -> io::Result<Option<Self>> {
+        let text = |name: &str| directory.text(&format!(".singularity.d/{name}"));
+        let Some(runscript) = text("runscript")? else {
+            return Ok(None);
+        };
+        let labels = text("labels.json")?.unwrap_or_default();
+        Ok(Some(Self {
+            deffile: text("Singularity")?.unwrap_or_default(),
+            runscript,
+            environment: directory.text(ENV_IMAGE)?.unwrap_or_default(),
+            labels: serde_json::from_str(&labels).unwrap_or_default(),
+        }))
     }
 
     /// The object that `apptainer inspect` reads, so that it need not start a shell in the image.

@@ -16,6 +16,7 @@ mod view;
 mod formats;
 mod https;
 mod lifetime;
+mod pull;
 mod pulled;
 mod requests;
 mod store;
