@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use sifon_mount::registry::Platform;
 
-use super::compact::{Packing, packed, source_date_epoch};
+use super::compact::{Packing, packed, source_date_epoch, unpacked};
 use crate::output::bytes;
 use crate::pack::directory::DirectorySource;
 use crate::pack::singularity::{Config, Origin};
@@ -26,6 +26,9 @@ pub struct Args {
     /// Replace the file if it exists
     #[arg(short = 'F', long)]
     force: bool,
+    /// Unpack the image into a directory instead
+    #[arg(short, long)]
+    sandbox: bool,
     /// How to compress: zstd, gzip, xz, lz4 or none, with a level as in zstd:19
     #[arg(long, value_name = "NAME[:LEVEL]", default_value_t)]
     compression: Compression,
@@ -36,10 +39,14 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let packing = Packing {
         force: args.force,
         compression: args.compression,
+        ..Packing::default()
     };
     let directory = Path::new(&args.source);
+    if directory.is_dir() && args.sandbox {
+        return Err(format!("{}: is a directory already", directory.display()).into());
+    }
     if directory.is_dir() {
-        from_directory(context, directory, &args.file, packing)?;
+        from_directory(context, directory, &args.file, &packing)?;
         return Ok(ExitCode::SUCCESS);
     }
     if directory.is_file() {
@@ -51,7 +58,11 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         .into());
     }
     let reference = parsed(&args.source)?;
-    packed(context, &reference, None, &args.file, packing)?;
+    if args.sandbox {
+        unpacked(context, &reference, &args.file, args.force)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    packed(context, &reference, None, &args.file, &packing)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -59,7 +70,7 @@ fn from_directory(
     context: &Context,
     directory: &Path,
     file: &Path,
-    packing: Packing,
+    packing: &Packing,
 ) -> Result<(), Error> {
     check_place(file, packing.force)?;
     let source = DirectorySource::open(directory)?;
@@ -70,6 +81,7 @@ fn from_directory(
         created: source_date_epoch()?,
         timeout: context.settings.open.registry.timeout,
         progress: &|bytes| bar.inc(bytes),
+        ..Options::default()
     };
     let config = Config {
         architecture: Platform::host().architecture,

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use sifon_mount::registry::Platform;
 
-use super::compact::{Packing, packed};
+use super::compact::{Packing, packed, unpacked};
 use crate::pack::Compression;
 use crate::setting::{Context, Error, Settings, environment, flag, parsed};
 
@@ -39,6 +39,9 @@ pub struct Args {
     /// How to compress: zstd, gzip, xz, lz4 or none, with a level as in zstd:19
     #[arg(long, value_name = "NAME[:LEVEL]", default_value_t)]
     compression: Compression,
+    /// Unpack into a directory instead
+    #[arg(long)]
+    sandbox: bool,
     /// Taken for Singularity's sake: nothing here is refused for want of a signature
     #[arg(short = 'U', long, alias = "allow-unauthenticated", hide = true)]
     allow_unsigned: bool,
@@ -125,8 +128,13 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let packing = Packing {
         force: args.force || is_set(&["FORCE"]),
         compression: args.compression,
+        ..Packing::default()
     };
-    packed(context, &reference, None, &file, packing)?;
+    if args.sandbox || is_set(&["SANDBOX"]) {
+        unpacked(context, &reference, &file, packing.force)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    packed(context, &reference, None, &file, &packing)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,16 +4,19 @@
 //! Source (an image) + Config ─→ Texts ─→ additions ─→ Contents ─→ squashfs ─→ SIF
 //! ```
 
+mod check;
 pub mod date;
 pub mod directory;
 pub mod image;
 pub mod layout;
 pub mod node;
 mod place;
+pub mod sandbox;
 pub mod shell;
 pub mod sif;
 pub mod singularity;
 pub mod squashfs;
+pub mod without;
 pub mod zstd_chunked;
 
 use std::fs::File;
@@ -26,7 +29,9 @@ use sifon_mount::image::Image;
 use sifon_mount::layer::entry::Timestamp;
 use sifon_mount::source::manifest::ImageConfig;
 
+pub use check::{CheckError, Checked};
 pub use place::PlaceError;
+pub use sandbox::{SandboxError, Withheld};
 pub use squashfs::{Compression, Lost, ParseCompressionError};
 
 use directory::DirectorySource;
@@ -35,6 +40,7 @@ use node::{Contents, Source};
 use place::NewFile;
 use singularity::{Config, Origin, Texts};
 use squashfs::SquashfsError;
+use without::{LeftOut, Patterns, Without};
 
 /// Rises whenever the same image and options give other bytes than before.
 const FORMAT_VERSION: u32 = 2;
@@ -48,6 +54,10 @@ pub struct Options<'a> {
     pub compression: Compression,
     /// Seconds since 1970 instead of the time at which the image was made: `SOURCE_DATE_EPOCH`.
     pub created: Option<i64>,
+    /// Whether the result is read back and compared before it appears.
+    pub check: bool,
+    /// What to leave out.
+    pub exclude: Option<&'a Patterns>,
     /// How long to wait for bytes of the image before giving up.
     pub timeout: Duration,
     /// Told how many more bytes of files have been read.
@@ -60,6 +70,8 @@ impl Default for Options<'_> {
             overwrite: false,
             compression: Compression::default(),
             created: None,
+            check: false,
+            exclude: None,
             timeout: Duration::from_secs(60),
             progress: &|_| {},
         }
@@ -73,6 +85,10 @@ pub struct Report {
     pub bytes: u64,
     /// What the image has and the file has not.
     pub lost: Lost,
+    /// What the file was to have not.
+    pub left_out: LeftOut,
+    /// What was compared, if that was asked for.
+    pub checked: Option<Checked>,
 }
 
 /// Why there is no SIF. Nothing of it is left behind.
@@ -81,6 +97,9 @@ pub enum PackError {
     /// The file cannot be where it should be.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// The directory cannot be written.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The words are the system's; scripts look for them.
     #[error("{out:?}: no space left on device")]
     Full {
@@ -95,6 +114,15 @@ pub enum PackError {
         /// Why.
         #[source]
         source: SquashfsError,
+    },
+    /// The result is not what it should be.
+    #[error("{out:?}: not written")]
+    Check {
+        /// The file.
+        out: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: CheckError,
     },
     /// Something else cannot be read or written.
     #[error("{out:?}: packing failed")]
@@ -112,6 +140,7 @@ pub enum PackError {
 enum Failure {
     Io(io::Error),
     Squashfs(SquashfsError),
+    Check(CheckError),
 }
 
 impl From<io::Error> for Failure {
@@ -132,6 +161,7 @@ impl Failure {
         match self {
             Self::Io(err) if is_full(&err) => PackError::Full { out },
             Self::Squashfs(SquashfsError::Write(err)) if is_full(&err) => PackError::Full { out },
+            Self::Check(source) => PackError::Check { out, source },
             Self::Io(source) => PackError::Io { out, source },
             Self::Squashfs(source) => PackError::Squashfs { out, source },
         }
@@ -154,6 +184,31 @@ pub fn compact(
         .map_err(|err| failed(io::Error::other(err)))?;
     let config = Config::of(config).map_err(failed)?;
     pack(&source, &layers, &config, origin, out, options)
+}
+
+/// Unpacks an opened image, whose configuration is `config`, with all that Singularity needs into the directory `out`.
+pub fn unpack(
+    image: &Image,
+    config: &ImageConfig,
+    origin: &Origin,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Withheld, PackError> {
+    let failed = |source| Failure::Io(source).at(out);
+    let source = TreeSource::new(image, options.timeout);
+    let config = Config::of(config).map_err(failed)?;
+    let additions = Texts::new(&config, origin).and_then(|texts| texts.additions(&source));
+    let created = Timestamp {
+        secs: options.created.unwrap_or(config.created),
+        nanos: 0,
+    };
+    let contents = Contents::new(&source, additions.map_err(failed)?, created);
+    Ok(sandbox::unpack(
+        &contents,
+        out,
+        options.overwrite,
+        &options.progress,
+    )?)
 }
 
 /// Packs a directory of this machine into the SIF `out`. One that Singularity made, and perhaps somebody changed, keeps its
@@ -222,6 +277,13 @@ fn write(
         created: options.created.unwrap_or(config.created),
         ..config.clone()
     };
+    let nothing = Patterns::default();
+    let excluded = options.exclude.unwrap_or(&nothing);
+    let without = Without::new(source, excluded);
+    let source: &dyn Source = match options.exclude {
+        Some(_) => &without,
+        None => source,
+    };
     let (texts, additions) = match kept {
         Some(texts) => (texts, Vec::new()),
         None => {
@@ -232,7 +294,7 @@ fn write(
     };
     let metadata = texts.inspect_metadata();
     let oci_config = config.oci_config.to_string().into_bytes();
-    let provenance = origin.provenance(options.compression);
+    let provenance = origin.provenance(options.compression, options.exclude);
     let created = Timestamp {
         secs: config.created,
         nanos: 0,
@@ -253,7 +315,7 @@ fn write(
     sif.json("inspect-metadata.json", &metadata)?;
     sif.json("oci-config.json", &oci_config)?;
     sif.json("sifon.json", &provenance)?;
-    let mut lost = Lost::default();
+    let (mut lost, mut begins_at) = (Lost::default(), 0);
     let contents = Contents::new(source, additions, created);
     sif.partition(|file, at| {
         let settings = squashfs::Settings {
@@ -262,11 +324,22 @@ fn write(
             progress: options.progress,
         };
         let written = squashfs::write(&contents, file, at, settings).map_err(Failure::Squashfs)?;
-        lost = written.lost;
+        (lost, begins_at) = (written.lost, at);
         Ok::<_, Failure>(written.len)
     })?;
     let bytes = sif.finish()?;
-    Ok(Report { bytes, lost })
+    let left_out = without.left_out();
+    let checked = options
+        .check
+        .then(|| check::check(&contents, file, begins_at))
+        .transpose()
+        .map_err(Failure::Check)?;
+    Ok(Report {
+        bytes,
+        lost,
+        left_out,
+        checked,
+    })
 }
 
 /// A name for what is packed: a hash of everything it is made from, as a UUID of version 8 (RFC 9562, 5.8).

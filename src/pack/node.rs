@@ -262,6 +262,30 @@ impl<'a> Contents<'a> {
         }
     }
 
+    /// Bytes of a file that a node named; see [`Source::read`].
+    pub fn read(&self, content: &Content, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        match content {
+            Content::InImage(file) => self.source.read(*file, offset, into),
+            Content::Here(bytes) => {
+                let rest = usize::try_from(offset)
+                    .ok()
+                    .and_then(|offset| bytes.get(offset..))
+                    .unwrap_or_default();
+                let len = rest.len().min(into.len());
+                into[..len].copy_from_slice(&rest[..len]);
+                Ok(len)
+            }
+        }
+    }
+
+    /// How many bytes of a file from `offset` on are known to be zeros; see [`Source::hole`].
+    pub fn hole(&self, content: &Content, offset: u64) -> io::Result<u64> {
+        match content {
+            Content::InImage(file) => self.source.hole(*file, offset),
+            Content::Here(_) => Ok(0),
+        }
+    }
+
     /// Where the bytes of the image's files come from.
     pub fn source(&self) -> &'a dyn Source {
         self.source

@@ -15,6 +15,7 @@ use super::directory::DirectorySource;
 use super::node::{Addition, AdditionKind, Resolved, Source, Standing, resolved};
 use super::shell;
 use super::squashfs::Compression;
+use super::without::Patterns;
 
 /// What a SIF keeps of an image's configuration.
 #[derive(Clone, Debug, Default)]
@@ -86,12 +87,13 @@ impl Origin {
     }
 
     /// What a SIF tells about itself beyond what Singularity knows: the object `sifon.json`.
-    pub fn provenance(&self, compression: Compression) -> Vec<u8> {
+    pub fn provenance(&self, compression: Compression, without: Option<&Patterns>) -> Vec<u8> {
         let provenance = json!({
             "bootstrap": self.bootstrap,
             "from": self.from,
             "manifest": self.manifest,
             "compression": compression.to_string(),
+            "without": without.map(Patterns::texts).unwrap_or_default(),
             "sifon": env!("CARGO_PKG_VERSION"),
         });
         provenance.to_string().into_bytes()
@@ -498,7 +500,7 @@ mod tests {
     fn a_sif_tells_the_manifest_that_it_was_made_from() {
         let manifest = Digest::of(b"manifest");
         let origin = Origin::of("docker://a/b:1").with_manifest(manifest);
-        let json = origin.provenance(Compression::default());
+        let json = origin.provenance(Compression::default(), None);
         let json: Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(json["manifest"], manifest.to_string());
         assert_eq!(

@@ -29,7 +29,8 @@ pub use compressor::{Compression, ParseCompressionError};
 
 use super::layout::BLOCK_BYTES;
 use super::node::{Content, Contents};
-use catalogue::{Builder, Catalogue, clamped};
+use catalogue::{Builder, Catalogue};
+pub(super) use catalogue::{clamped, device};
 use compressor::Compressor;
 use data::StoredData;
 use format::Superblock;

@@ -181,3 +181,63 @@ fn a_directory_becomes_a_sif_and_keeps_the_scripts_it_has() {
     let said = place.refusal(&mut place.sifon(["build", "y.sif", "x.def"]));
     assert!(said.contains("definition files cannot be built"), "{said}");
 }
+
+#[test]
+fn a_sandbox_of_an_image_builds_again() {
+    let Some(registry) = RealRegistry::open() else {
+        return;
+    };
+    let place = Place::new();
+    let image = format!("docker://{}", pushed(&registry, &place));
+    place.says(["pull", "--sandbox", "box", &image]);
+    let small = place.path("box/small");
+    assert_eq!(fs::read_to_string(small).unwrap(), "said\n");
+    assert!(place.path("box/.singularity.d/runscript").exists());
+    let said = place.refusal(&mut place.sifon(["pull", "--sandbox", "box", &image]));
+    assert!(said.contains("already exists"), "{said}");
+    place.says(["build", "x.sif", "box"]);
+    assert!(is_sif(&place.path("x.sif")));
+    place.says(["build", "--force", "--sandbox", "box", &image]);
+    assert_eq!(fs::read(place.path("box/noise")).unwrap().len(), 500_000);
+}
+
+#[test]
+fn a_slim_file_is_checked_and_says_what_it_is_without() {
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    let files = vec![
+        file("keep", "kept\n"),
+        file("noise", noise(400_000, 1)),
+        file("small", "little\n"),
+    ];
+    layout.add("latest", &all(&[Layer::new(files)], Packing::Gzip));
+    let image = layout.reference("latest");
+    let compact = |words: &[&str]| {
+        let words = [&["compact", "--check"], words].concat();
+        let output = place.sifon(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        complaint(&output)
+    };
+    let said = compact(&[&image, "whole.sif"]);
+    assert!(said.contains("names are as in the image"), "{said}");
+    let said = compact(&[
+        "--exclude",
+        "/no*",
+        "--exclude",
+        "small",
+        &image,
+        "slim.sif",
+    ]);
+    assert!(said.contains("without 2 names"), "{said}");
+    let slim = fs::read(place.path("slim.sif")).unwrap();
+    let whole = fs::read(place.path("whole.sif")).unwrap();
+    assert!(slim.len() + 300_000 < whole.len());
+    let has = |text: &str| {
+        slim.windows(text.len())
+            .any(|window| window == text.as_bytes())
+    };
+    assert!(has(r#""without":["/no*","small"]"#));
+    let words = ["compact", "--exclude", "/", &image, "x.sif"];
+    let said = place.refusal(&mut place.sifon(words));
+    assert!(said.contains("leave out everything"), "{said}");
+}

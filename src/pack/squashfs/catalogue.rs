@@ -172,14 +172,16 @@ impl<'a> Builder<'a> {
             PackKind::Symlink { target } => Kind::Symlink {
                 target: target.into(),
             },
-            PackKind::CharDevice { major, minor } | PackKind::BlockDevice { major, minor }
-                if major >= MAJOR_LIMIT || minor >= MINOR_LIMIT =>
-            {
-                lost.devices += 1;
-                return Ok(None);
+            PackKind::CharDevice { major, minor } | PackKind::BlockDevice { major, minor } => {
+                let Some(number) = device(major, minor) else {
+                    lost.devices += 1;
+                    return Ok(None);
+                };
+                match node.kind {
+                    PackKind::CharDevice { .. } => Kind::CharDevice(number),
+                    _ => Kind::BlockDevice(number),
+                }
             }
-            PackKind::CharDevice { major, minor } => Kind::CharDevice(device(major, minor)),
-            PackKind::BlockDevice { major, minor } => Kind::BlockDevice(device(major, minor)),
             PackKind::Fifo => Kind::Fifo,
             PackKind::Socket => Kind::Socket,
         };
@@ -291,11 +293,12 @@ impl Catalogue {
 }
 
 /// squashfs counts seconds from 1970 in 32 bits without a sign.
-pub(super) fn clamped(time: Timestamp) -> u32 {
+pub fn clamped(time: Timestamp) -> u32 {
     u32::try_from(time.secs.max(0)).unwrap_or(u32::MAX)
 }
 
-/// A device number as squashfs has it: `new_encode_dev` of linux/kdev_t.h.
-pub(super) fn device(major: u32, minor: u32) -> u32 {
-    minor & 0xff | major << 8 | (minor & !0xff) << 12
+/// A device number as squashfs has it, `new_encode_dev` of linux/kdev_t.h; `None` if it has no room for it.
+pub fn device(major: u32, minor: u32) -> Option<u32> {
+    (major < MAJOR_LIMIT && minor < MINOR_LIMIT)
+        .then_some(minor & 0xff | major << 8 | (minor & !0xff) << 12)
 }

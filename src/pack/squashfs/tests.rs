@@ -6,7 +6,6 @@ use std::process::Command;
 
 use backhand::{FilesystemReader, InnerNode};
 
-use super::catalogue::device;
 use super::*;
 use crate::pack::layout::BLOCK_BYTES;
 use crate::pack::node::sample::Sample;
@@ -89,7 +88,7 @@ fn expected(source: &Sample) -> Vec<Seen> {
             } => bytes.to_vec(),
             PackKind::Symlink { target } => target.clone(),
             PackKind::CharDevice { major, minor } | PackKind::BlockDevice { major, minor } => {
-                device(*major, *minor).to_le_bytes().to_vec()
+                device(*major, *minor).unwrap().to_le_bytes().to_vec()
             }
             PackKind::Fifo => b"|".to_vec(),
             PackKind::Socket => b"=".to_vec(),
