@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use bytes::Bytes;
@@ -68,7 +69,15 @@ enum Own {
 /// Threads that work as long as somebody can ask them. Every question is answered, in any order.
 pub(super) struct Workers<'s> {
     work: Sender<Work>,
+    /// Set when nobody waits for answers any more: what is still asked then might wait for a registry, each in turn.
+    is_over: Arc<AtomicBool>,
     _source: std::marker::PhantomData<&'s ()>,
+}
+
+impl Drop for Workers<'_> {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
 }
 
 impl<'s> Workers<'s> {
@@ -80,14 +89,17 @@ impl<'s> Workers<'s> {
     ) -> io::Result<Self> {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let (work, queue) = unbounded();
+        let is_over = Arc::new(AtomicBool::new(false));
         for _ in 0..threads {
             let queue = queue.clone();
+            let is_over = Arc::clone(&is_over);
             thread::Builder::new()
                 .name("squashfs".into())
-                .spawn_scoped(scope, move || serve(&queue, source, compression))?;
+                .spawn_scoped(scope, move || serve(&queue, &is_over, source, compression))?;
         }
         Ok(Self {
             work,
+            is_over,
             _source: std::marker::PhantomData,
         })
     }
@@ -149,12 +161,20 @@ impl<'s> Workers<'s> {
 }
 
 /// Answers; whoever no longer listens has failed meanwhile.
-fn serve(queue: &Receiver<Work>, source: &dyn Source, compression: Compression) {
+fn serve(
+    queue: &Receiver<Work>,
+    is_over: &AtomicBool,
+    source: &dyn Source,
+    compression: Compression,
+) {
     let mut packer = Packer {
         compressor: Compressor::new(compression),
         is_native: compression.is_native(),
     };
     for work in queue {
+        if is_over.load(Ordering::Relaxed) {
+            return;
+        }
         match work {
             Work::Block { file, at, reply } => {
                 let block = source.block(file, at).map(|stored| packer.block(&stored));
