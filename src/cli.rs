@@ -9,7 +9,10 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, demo, exec, hint, index, inspect, mount, umount};
+use crate::command::{
+    build, cache, compact, demo, exec, hint, index, inspect, mount, pull, registry as registries,
+    umount,
+};
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
@@ -46,7 +49,10 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Exec(exec::Args),
+    Pull(pull::Args),
+    Build(build::Args),
     Compact(compact::Args),
+    Registry(registries::Args),
     Inspect(inspect::Args),
     Index(index::Args),
     Cache(cache::Args),
@@ -174,6 +180,7 @@ impl SettingArgs {
                 budget: self.store_size,
                 trusted_uids: numbers("SIFON_TRUSTED_UIDS"),
                 trusted_gids: numbers("SIFON_TRUSTED_GIDS"),
+                nothing_kept: None,
             },
             open: Options {
                 registry,
@@ -217,13 +224,20 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let context = Context::new(cli.settings.resolved());
+    let mut settings = cli.settings.resolved();
+    if let Command::Pull(args) = &cli.command {
+        args.amend(&mut settings);
+    }
+    let context = Context::new(settings);
     let done = match &cli.command {
         Command::Demo(args) => demo::run(&context, args),
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(args),
         Command::Exec(args) => exec::run(&context, args),
+        Command::Pull(args) => pull::run(&context, args),
+        Command::Build(args) => build::run(&context, args),
         Command::Compact(args) => compact::run(&context, args),
+        Command::Registry(args) => registries::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
         Command::Index(args) => index::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),

@@ -99,6 +99,15 @@ pub fn environment(names: &[&str]) -> Option<OsString> {
         .find_map(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
 }
 
+/// Yes or no, as Go's `strconv.ParseBool` reads it; `None` for anything else.
+pub fn flag(value: &OsStr) -> Option<bool> {
+    match value.to_str()? {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 /// Where the store is when no flag says so: `$SIFON_STORE`, beside Singularity's cache, or in the user's.
 pub fn default_store() -> PathBuf {
     if let Some(store) = environment(&["SIFON_STORE"]) {

@@ -87,6 +87,7 @@ impl Oracle {
         let origin = Origin {
             bootstrap: "docker".into(),
             from: "example.org/busybox:1".into(),
+            manifest: None,
         };
         let options = Options {
             compression,
@@ -159,7 +160,7 @@ impl Source for Image {
                     secs: 1_600_000_000,
                     nanos: 0,
                 },
-                xattrs: 0,
+                xattrs: Vec::new(),
                 linked: None,
             })
         }))
@@ -207,7 +208,7 @@ fn config() -> Config {
 #[test]
 fn apptainer_runs_what_we_packed() {
     let Some(oracle) = Oracle::new() else { return };
-    for compression in [Compression::Zstd, Compression::Gzip] {
+    for compression in [Compression::default(), Compression::Gzip(6)] {
         let name = format!("{compression:?}.sif");
         oracle.pack(&name, &Image::busybox(), &config(), compression);
         let exec = |args: &[&str]| oracle.run(&[&["apptainer", "exec", &name], args].concat());
@@ -229,7 +230,12 @@ fn apptainer_runs_what_we_packed() {
 #[test]
 fn a_packed_image_has_what_every_pulled_image_has() {
     let Some(oracle) = Oracle::new() else { return };
-    oracle.pack("x.sif", &Image::busybox(), &config(), Compression::Zstd);
+    oracle.pack(
+        "x.sif",
+        &Image::busybox(),
+        &config(),
+        Compression::default(),
+    );
     for (test, path) in [
         ("-f", "/.singularity.d/runscript"),
         ("-f", "/.singularity.d/env/01-base.sh"),
@@ -250,7 +256,7 @@ fn an_image_without_a_shell_runs_too() {
     let Some(oracle) = Oracle::new() else { return };
     let mut image = Image::busybox();
     image.0.retain(|(path, _)| path != b"bin/sh");
-    oracle.pack("x.sif", &image, &config(), Compression::Zstd);
+    oracle.pack("x.sif", &image, &config(), Compression::default());
     assert_eq!(oracle.run(&["apptainer", "run", "x.sif", "a b"]), "[a b]");
     let output = oracle.run(&["apptainer", "run", "--no-eval", "x.sif", "$HOME"]);
     assert_eq!(output, "[$HOME]");
@@ -259,7 +265,12 @@ fn an_image_without_a_shell_runs_too() {
 #[test]
 fn inspect_shows_what_we_wrote() {
     let Some(oracle) = Oracle::new() else { return };
-    oracle.pack("x.sif", &Image::busybox(), &config(), Compression::Zstd);
+    oracle.pack(
+        "x.sif",
+        &Image::busybox(),
+        &config(),
+        Compression::default(),
+    );
     let inspect = |option: &str| oracle.run(&["apptainer", "inspect", option, "x.sif"]);
     assert!(inspect("--labels").contains("maintainer: somebody\n"));
     assert!(inspect("--deffile").contains("bootstrap: docker\nfrom: example.org/busybox:1\n"));
@@ -286,7 +297,12 @@ fn inspect_shows_what_we_wrote() {
 #[test]
 fn a_packed_image_can_be_signed() {
     let Some(oracle) = Oracle::new() else { return };
-    oracle.pack("x.sif", &Image::busybox(), &config(), Compression::Zstd);
+    oracle.pack(
+        "x.sif",
+        &Image::busybox(),
+        &config(),
+        Compression::default(),
+    );
     let file = oracle.shared.path().join("x.sif");
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o777)).unwrap();
     oracle.run(&[

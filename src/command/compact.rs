@@ -10,7 +10,11 @@ use sifon_mount::reference::Reference;
 
 use crate::output::bytes;
 use crate::pack::singularity::Origin;
-use crate::pack::{Compression, Options, PackError, PlaceError, check_place, compact};
+use crate::pack::without::{LeftOut, Patterns};
+use crate::pack::{
+    Checked, Compression, Options, PackError, PlaceError, SandboxError, check_place, compact,
+    unpack,
+};
 use crate::setting::{Context, Error, environment, parsed};
 
 /// Pack an image into a SIF file
@@ -26,62 +30,152 @@ pub struct Args {
     /// Replace the file if it exists
     #[arg(short = 'F', long)]
     force: bool,
-    /// How to compress: zstd is smaller and quicker, gzip is read by the oldest kernels too
-    #[arg(long, value_enum, default_value_t)]
-    compression: CompressionName,
-}
-
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum CompressionName {
-    #[default]
-    Zstd,
-    Gzip,
-}
-
-impl From<CompressionName> for Compression {
-    fn from(name: CompressionName) -> Self {
-        match name {
-            CompressionName::Zstd => Self::Zstd,
-            CompressionName::Gzip => Self::Gzip,
-        }
-    }
+    /// How to compress: zstd, gzip, xz, lz4 or none, with a level as in zstd:19; without a level, zstd copies what the
+    /// store has, and gzip is read by the oldest kernels too
+    #[arg(long, value_name = "NAME[:LEVEL]", default_value_t)]
+    compression: Compression,
+    /// Leave out what matches, such as usr/share/doc or **/*.pyc; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// Read the file back, with a program part that did not write it, and compare everything in it with the image
+    #[arg(long)]
+    check: bool,
 }
 
 /// Packs.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let (reference, mounted) = meant(&args.image)?;
+    let options = Packing {
+        force: args.force,
+        compression: args.compression,
+        check: args.check,
+        exclude: (!args.exclude.is_empty())
+            .then(|| Patterns::parse(&args.exclude))
+            .transpose()?,
+    };
+    packed(context, &reference, mounted, &args.file, &options)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What users decide about packing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Packing {
+    /// Whether a file that is there is replaced.
+    pub force: bool,
+    /// How blocks are compressed.
+    pub compression: Compression,
+    /// Whether the file is read back before it appears.
+    pub check: bool,
+    /// What is left out.
+    pub exclude: Option<Patterns>,
+}
+
+/// Packs the image into `file`, and says so. Its manifest must be `expected`, if that is given.
+pub(super) fn packed(
+    context: &Context,
+    reference: &Reference,
+    expected: Option<Digest>,
+    file: &Path,
+    packing: &Packing,
+) -> Result<(), Error> {
     let created = source_date_epoch()?;
-    check_place(&args.file, args.force)?;
-    let opened = context.open(&reference)?;
+    check_place(file, packing.force)?;
+    let opened = context.open(reference)?;
     let found = opened.description.manifest_digest;
-    if mounted.is_some_and(|mounted| mounted != found) {
+    if expected.is_some_and(|expected| expected != found) {
         return Err(format!("{reference}: changed since it was mounted").into());
     }
     let bar = context
         .output
         .bar("packing", opened.image.tree().file_bytes());
     let options = Options {
-        overwrite: args.force,
-        compression: args.compression.into(),
+        overwrite: packing.force,
+        compression: packing.compression,
+        check: packing.check,
+        exclude: packing.exclude.as_ref(),
         created,
         timeout: context.settings.open.registry.timeout,
         progress: &|bytes| bar.inc(bytes),
     };
-    let origin = Origin::of(&reference.to_string());
+    let origin = Origin::of(&reference.to_string()).with_manifest(found);
     let config = &opened.description.config;
-    let report = compact(&opened.image, config, &origin, &args.file, options)?;
+    let report = compact(&opened.image, config, &origin, file, options)?;
     bar.finish_and_clear();
     for warning in report.lost.warnings() {
         tracing::warn!("{reference}: {warning}");
     }
-    tracing::info!("{}: {}", args.file.display(), bytes(report.bytes));
-    Ok(ExitCode::SUCCESS)
+    if packing.exclude.is_some() {
+        let LeftOut {
+            names,
+            bytes: count,
+        } = report.left_out;
+        tracing::info!(
+            "{}: without {names} names, {}",
+            file.display(),
+            bytes(count)
+        );
+    }
+    match report.checked {
+        Some(Checked {
+            unchecked: Some(problem),
+            ..
+        }) => {
+            tracing::warn!(
+                "{}: not checked: the other reader cannot read {problem}",
+                file.display()
+            );
+        }
+        Some(Checked { names, .. }) => {
+            tracing::info!(
+                "{}: checked, {names} names are as in the image",
+                file.display()
+            );
+        }
+        None => {}
+    }
+    tracing::info!("{}: {}", file.display(), bytes(report.bytes));
+    Ok(())
+}
+
+/// Unpacks the image into the directory `out`, and says so.
+pub(super) fn unpacked(
+    context: &Context,
+    reference: &Reference,
+    out: &Path,
+    overwrite: bool,
+) -> Result<(), Error> {
+    let created = source_date_epoch()?;
+    if !overwrite && out.symlink_metadata().is_ok() {
+        let path = out.to_owned();
+        return Err(PackError::from(SandboxError::Exists { path }).into());
+    }
+    let opened = context.open(reference)?;
+    let bar = context
+        .output
+        .bar("unpacking", opened.image.tree().file_bytes());
+    let options = Options {
+        overwrite,
+        created,
+        timeout: context.settings.open.registry.timeout,
+        progress: &|bytes| bar.inc(bytes),
+        ..Options::default()
+    };
+    let origin = Origin::of(&reference.to_string());
+    let config = &opened.description.config;
+    let withheld = unpack(&opened.image, config, &origin, out, options)?;
+    bar.finish_and_clear();
+    for warning in withheld.warnings() {
+        tracing::warn!("{}: {warning}", out.display());
+    }
+    tracing::info!("{}: unpacked", out.display());
+    Ok(())
 }
 
 /// What the user can do about a failure of this command.
 pub fn hint(error: &Error) -> Option<String> {
     match error.downcast_ref::<PackError>()? {
-        PackError::Place(PlaceError::Exists { .. }) => Some("--force replaces it".into()),
+        PackError::Place(PlaceError::Exists { .. })
+        | PackError::Sandbox(SandboxError::Exists { .. }) => Some("--force replaces it".into()),
         PackError::Full { .. } => Some("give a name on a file system with more room".into()),
         _ => None,
     }
@@ -104,7 +198,7 @@ fn meant(text: &OsStr) -> Result<(Reference, Option<Digest>), Error> {
 }
 
 /// The time that reproducible-builds.org lets a build say it is.
-fn source_date_epoch() -> Result<Option<i64>, Error> {
+pub(super) fn source_date_epoch() -> Result<Option<i64>, Error> {
     let Some(value) = environment(&["SOURCE_DATE_EPOCH"]) else {
         return Ok(None);
     };

@@ -1,5 +1,6 @@
 //! One file for each verb: what it takes, what it prints. The work is elsewhere.
 
+pub mod build;
 pub mod cache;
 pub mod compact;
 pub mod demo;
@@ -7,6 +8,8 @@ pub mod exec;
 pub mod index;
 pub mod inspect;
 pub mod mount;
+pub mod pull;
+pub mod registry;
 pub mod umount;
 
 use sifon_mount::daemon::UnmountError;

@@ -4,37 +4,46 @@
 //! Source (an image) + Config ─→ Texts ─→ additions ─→ Contents ─→ squashfs ─→ SIF
 //! ```
 
+mod check;
 pub mod date;
+pub mod directory;
 pub mod image;
+pub mod layout;
 pub mod node;
 mod place;
+pub mod sandbox;
 pub mod shell;
 pub mod sif;
 pub mod singularity;
 pub mod squashfs;
+pub mod without;
 pub mod zstd_chunked;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sifon_mount::digest::{Digest, Hasher};
 use sifon_mount::image::Image;
 use sifon_mount::layer::entry::Timestamp;
 use sifon_mount::source::manifest::ImageConfig;
 
+pub use check::{CheckError, Checked};
 pub use place::PlaceError;
-pub use squashfs::{Compression, Lost};
+pub use sandbox::{SandboxError, Withheld};
+pub use squashfs::{Compression, Lost, ParseCompressionError};
 
+use directory::DirectorySource;
 use image::TreeSource;
 use node::{Contents, Source};
 use place::NewFile;
 use singularity::{Config, Origin, Texts};
 use squashfs::SquashfsError;
+use without::{LeftOut, Patterns, Without};
 
 /// Rises whenever the same image and options give other bytes than before.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// How a SIF is made.
 #[derive(Clone, Copy)]
@@ -45,6 +54,10 @@ pub struct Options<'a> {
     pub compression: Compression,
     /// Seconds since 1970 instead of the time at which the image was made: `SOURCE_DATE_EPOCH`.
     pub created: Option<i64>,
+    /// Whether the result is read back and compared before it appears.
+    pub check: bool,
+    /// What to leave out.
+    pub exclude: Option<&'a Patterns>,
     /// How long to wait for bytes of the image before giving up.
     pub timeout: Duration,
     /// Told how many more bytes of files have been read.
@@ -57,6 +70,8 @@ impl Default for Options<'_> {
             overwrite: false,
             compression: Compression::default(),
             created: None,
+            check: false,
+            exclude: None,
             timeout: Duration::from_secs(60),
             progress: &|_| {},
         }
@@ -70,6 +85,10 @@ pub struct Report {
     pub bytes: u64,
     /// What the image has and the file has not.
     pub lost: Lost,
+    /// What the file was to have not.
+    pub left_out: LeftOut,
+    /// What was compared, if that was asked for.
+    pub checked: Option<Checked>,
 }
 
 /// Why there is no SIF. Nothing of it is left behind.
@@ -78,6 +97,9 @@ pub enum PackError {
     /// The file cannot be where it should be.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// The directory cannot be written.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The words are the system's; scripts look for them.
     #[error("{out:?}: no space left on device")]
     Full {
@@ -92,6 +114,15 @@ pub enum PackError {
         /// Why.
         #[source]
         source: SquashfsError,
+    },
+    /// The result is not what it should be.
+    #[error("{out:?}: not written")]
+    Check {
+        /// The file.
+        out: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: CheckError,
     },
     /// Something else cannot be read or written.
     #[error("{out:?}: packing failed")]
@@ -109,6 +140,7 @@ pub enum PackError {
 enum Failure {
     Io(io::Error),
     Squashfs(SquashfsError),
+    Check(CheckError),
 }
 
 impl From<io::Error> for Failure {
@@ -129,6 +161,7 @@ impl Failure {
         match self {
             Self::Io(err) if is_full(&err) => PackError::Full { out },
             Self::Squashfs(SquashfsError::Write(err)) if is_full(&err) => PackError::Full { out },
+            Self::Check(source) => PackError::Check { out, source },
             Self::Io(source) => PackError::Io { out, source },
             Self::Squashfs(source) => PackError::Squashfs { out, source },
         }
@@ -144,18 +177,68 @@ pub fn compact(
     options: Options<'_>,
 ) -> Result<Report, PackError> {
     let failed = |source| Failure::Io(source).at(out);
-    let source = TreeSource::new(image.tree(), |file, at, len| {
-        let deadline = Instant::now() + options.timeout;
-        image
-            .read(file, at, len, deadline)
-            .map_err(io::Error::other)
-    });
+    let source = TreeSource::new(image, options.timeout);
     let layers = image
         .tree()
         .layers()
         .map_err(|err| failed(io::Error::other(err)))?;
     let config = Config::of(config).map_err(failed)?;
     pack(&source, &layers, &config, origin, out, options)
+}
+
+/// Unpacks an opened image, whose configuration is `config`, with all that Singularity needs into the directory `out`.
+pub fn unpack(
+    image: &Image,
+    config: &ImageConfig,
+    origin: &Origin,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Withheld, PackError> {
+    let failed = |source| Failure::Io(source).at(out);
+    let source = TreeSource::new(image, options.timeout);
+    let config = Config::of(config).map_err(failed)?;
+    let additions = Texts::new(&config, origin).and_then(|texts| texts.additions(&source));
+    let created = Timestamp {
+        secs: options.created.unwrap_or(config.created),
+        nanos: 0,
+    };
+    let contents = Contents::new(&source, additions.map_err(failed)?, created);
+    Ok(sandbox::unpack(
+        &contents,
+        out,
+        options.overwrite,
+        &options.progress,
+    )?)
+}
+
+/// Packs a directory of this machine into the SIF `out`. One that Singularity made, and perhaps somebody changed, keeps its
+/// scripts, variables and labels; any other gets what a root file system without a configuration gets.
+pub fn pack_directory(
+    source: &DirectorySource,
+    config: &Config,
+    origin: &Origin,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Report, PackError> {
+    let config = Config {
+        created: source.changed(),
+        ..config.clone()
+    };
+    let kept = Texts::kept(source).map_err(|err| Failure::Io(err).at(out))?;
+    let new = NewFile::beside(out, options.overwrite)?;
+    let identity = [source.identity()];
+    let report = write(
+        source,
+        &identity,
+        &config,
+        origin,
+        kept,
+        new.file(),
+        options,
+    )
+    .map_err(|failure| failure.at(out))?;
+    new.publish()?;
+    Ok(report)
 }
 
 /// Whether a file could be written as `out`, before work is done that would be for nothing.
@@ -175,7 +258,7 @@ pub fn pack(
     options: Options<'_>,
 ) -> Result<Report, PackError> {
     let new = NewFile::beside(out, options.overwrite)?;
-    let report = write(source, identity, config, origin, new.file(), options)
+    let report = write(source, identity, config, origin, None, new.file(), options)
         .map_err(|failure| failure.at(out))?;
     new.publish()?;
     Ok(report)
@@ -186,6 +269,7 @@ fn write(
     identity: &[Digest],
     config: &Config,
     origin: &Origin,
+    kept: Option<Texts>,
     file: &File,
     options: Options<'_>,
 ) -> Result<Report, Failure> {
@@ -193,10 +277,24 @@ fn write(
         created: options.created.unwrap_or(config.created),
         ..config.clone()
     };
-    let texts = Texts::new(&config, origin)?;
-    let additions = texts.additions(source)?;
+    let nothing = Patterns::default();
+    let excluded = options.exclude.unwrap_or(&nothing);
+    let without = Without::new(source, excluded);
+    let source: &dyn Source = match options.exclude {
+        Some(_) => &without,
+        None => source,
+    };
+    let (texts, additions) = match kept {
+        Some(texts) => (texts, Vec::new()),
+        None => {
+            let texts = Texts::new(&config, origin)?;
+            let additions = texts.additions(source)?;
+            (texts, additions)
+        }
+    };
     let metadata = texts.inspect_metadata();
     let oci_config = config.oci_config.to_string().into_bytes();
+    let provenance = origin.provenance(options.compression, options.exclude);
     let created = Timestamp {
         secs: config.created,
         nanos: 0,
@@ -204,7 +302,11 @@ fn write(
     let mut sif = sif::Writer::new(
         file,
         sif::Identity {
-            uuid: uuid(identity, options.compression, &[&metadata, &oci_config]),
+            uuid: uuid(
+                identity,
+                options.compression,
+                &[&metadata, &oci_config, &provenance],
+            ),
             created: config.created,
             architecture: config.architecture.clone(),
         },
@@ -212,7 +314,8 @@ fn write(
     sif.deffile(&texts.deffile)?;
     sif.json("inspect-metadata.json", &metadata)?;
     sif.json("oci-config.json", &oci_config)?;
-    let mut lost = Lost::default();
+    sif.json("sifon.json", &provenance)?;
+    let (mut lost, mut begins_at) = (Lost::default(), 0);
     let contents = Contents::new(source, additions, created);
     sif.partition(|file, at| {
         let settings = squashfs::Settings {
@@ -221,18 +324,29 @@ fn write(
             progress: options.progress,
         };
         let written = squashfs::write(&contents, file, at, settings).map_err(Failure::Squashfs)?;
-        lost = written.lost;
+        (lost, begins_at) = (written.lost, at);
         Ok::<_, Failure>(written.len)
     })?;
     let bytes = sif.finish()?;
-    Ok(Report { bytes, lost })
+    let left_out = without.left_out();
+    let checked = options
+        .check
+        .then(|| check::check(&contents, file, begins_at))
+        .transpose()
+        .map_err(Failure::Check)?;
+    Ok(Report {
+        bytes,
+        lost,
+        left_out,
+        checked,
+    })
 }
 
 /// A name for what is packed: a hash of everything it is made from, as a UUID of version 8 (RFC 9562, 5.8).
 fn uuid(identity: &[Digest], compression: Compression, texts: &[&[u8]]) -> [u8; 16] {
     let mut hasher = Hasher::default();
     hasher.update(&FORMAT_VERSION.to_le_bytes());
-    hasher.update(&[compression as u8]);
+    hasher.update(compression.to_string().as_bytes());
     for digest in identity {
         hasher.update(digest.as_bytes());
     }
@@ -271,6 +385,7 @@ mod tests {
         Origin {
             bootstrap: "docker".into(),
             from: "busybox".into(),
+            manifest: None,
         }
     }
 
@@ -298,7 +413,7 @@ mod tests {
         assert_eq!(report.bytes, bytes.len() as u64);
 
         let sif = sif::Sif::open(File::open(&out).unwrap()).unwrap();
-        assert_eq!((sif.created, sif.objects.len()), (1_700_000_000, 4));
+        assert_eq!((sif.created, sif.objects.len()), (1_700_000_000, 5));
         let object = sif.named(sif::ObjectKind::GenericJson, "oci-config.json");
         let object = object.unwrap();
         let text = &bytes[object.at as usize..(object.at + object.len) as usize];
@@ -331,7 +446,7 @@ mod tests {
         assert!(first != bytes("3", dated));
         assert!(bytes("4", dated) == bytes("5", dated));
         let gzip = Options {
-            compression: Compression::Gzip,
+            compression: Compression::Gzip(6),
             ..Options::default()
         };
         assert!(first[48..64] != bytes("6", gzip)[48..64]);
@@ -352,14 +467,14 @@ mod tests {
     fn a_full_disk_is_said_to_be_full() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let options = Options::default();
-        let failure = write(&image(), &[], &config(), &origin(), &full, options).unwrap_err();
+        let failure = write(&image(), &[], &config(), &origin(), None, &full, options).unwrap_err();
         let err = failure.at(Path::new("x.sif"));
         assert_eq!(err.to_string(), "\"x.sif\": no space left on device");
     }
 
     #[test]
     fn a_uuid_has_its_version() {
-        let uuid = uuid(&[], Compression::Zstd, &[]);
+        let uuid = uuid(&[], Compression::default(), &[]);
         assert_eq!((uuid[6] >> 4, uuid[8] >> 6), (8, 2));
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use sifon_mount::layer::entry::{Timestamp, shown};
 
+use super::layout::{BLOCK_BYTES, Layout, Sized, Stored, Tail};
+
 /// One name of the file system to be packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackNode {
@@ -21,8 +23,8 @@ pub struct PackNode {
     pub gid: u32,
     /// Last modification.
     pub mtime: Timestamp,
-    /// How many extended attributes it has.
-    pub xattrs: u32,
+    /// Extended attributes with their full names.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// The file, of which this is one name among several; `None` if it is the only one.
     pub linked: Option<u64>,
 }
@@ -95,6 +97,31 @@ pub trait Source: Sync {
     /// Bytes of a file from `offset` into all of `into`, or as many as there are. Waits for them as long as the
     /// image does, and then fails.
     fn read(&self, file: u64, offset: u64, into: &mut [u8]) -> io::Result<usize>;
+
+    /// In which order `files` are stored.
+    fn layout(&self, files: &[Sized]) -> io::Result<Layout> {
+        Ok(Layout::in_order(files))
+    }
+
+    /// How many bytes from `offset` on are known to be zeros without being read.
+    fn hole(&self, _file: u64, _offset: u64) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    /// The whole block of a file that begins at `offset`; see [`Source::read`].
+    fn block(&self, file: u64, offset: u64) -> io::Result<Stored> {
+        Stored::read(BLOCK_BYTES, |at, into| self.read(file, offset + at, into))
+    }
+
+    /// Tails that share a block, one after another.
+    fn bundle(&self, tails: &[Tail]) -> io::Result<Stored> {
+        let mut plain = Vec::new();
+        for tail in tails {
+            let read = |at, into: &mut [u8]| self.read(tail.file, tail.at + at, into);
+            plain.extend_from_slice(&Stored::read(tail.len, read)?.plain);
+        }
+        Ok(Stored::plain(plain))
+    }
 }
 
 /// A name that the packed file system has in place of what the image has there.
@@ -250,6 +277,19 @@ impl<'a> Contents<'a> {
             }
         }
     }
+
+    /// How many bytes of a file from `offset` on are known to be zeros; see [`Source::hole`].
+    pub fn hole(&self, content: &Content, offset: u64) -> io::Result<u64> {
+        match content {
+            Content::InImage(file) => self.source.hole(*file, offset),
+            Content::Here(_) => Ok(0),
+        }
+    }
+
+    /// Where the bytes of the image's files come from.
+    pub fn source(&self) -> &'a dyn Source {
+        self.source
+    }
 }
 
 /// Two walks as one.
@@ -327,7 +367,7 @@ where
             uid: self.owner.0,
             gid: self.owner.1,
             mtime: self.mtime,
-            xattrs: 0,
+            xattrs: Vec::new(),
             linked: None,
         })
     }
@@ -389,7 +429,7 @@ pub(crate) mod sample {
                 uid: 0,
                 gid: 0,
                 mtime: Timestamp::default(),
-                xattrs: 0,
+                xattrs: Vec::new(),
                 linked: None,
             });
             self.nodes

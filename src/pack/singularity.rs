@@ -6,12 +6,16 @@ use std::collections::BTreeMap;
 use std::io;
 
 use serde_json::{Map, Value, json};
+use sifon_mount::digest::Digest;
 use sifon_mount::layer::entry::shown;
 use sifon_mount::source::manifest::ImageConfig;
 
 use super::date::{self, Date};
+use super::directory::DirectorySource;
 use super::node::{Addition, AdditionKind, Resolved, Source, Standing, resolved};
 use super::shell;
+use super::squashfs::Compression;
+use super::without::Patterns;
 
 /// What a SIF keeps of an image's configuration.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +63,8 @@ pub struct Origin {
     pub bootstrap: String,
     /// The reference without the scheme.
     pub from: String,
+    /// The manifest that the reference named, where it named one.
+    pub manifest: Option<Digest>,
 }
 
 impl Origin {
@@ -68,7 +74,29 @@ impl Origin {
         Self {
             bootstrap: scheme.into(),
             from: rest.strip_prefix("//").unwrap_or(rest).into(),
+            manifest: None,
         }
+    }
+
+    /// The same with the manifest that was found there.
+    pub fn with_manifest(self, manifest: Digest) -> Self {
+        Self {
+            manifest: Some(manifest),
+            ..self
+        }
+    }
+
+    /// What a SIF tells about itself beyond what Singularity knows: the object `sifon.json`.
+    pub fn provenance(&self, compression: Compression, without: Option<&Patterns>) -> Vec<u8> {
+        let provenance = json!({
+            "bootstrap": self.bootstrap,
+            "from": self.from,
+            "manifest": self.manifest,
+            "compression": compression.to_string(),
+            "without": without.map(Patterns::texts).unwrap_or_default(),
+            "sifon": env!("CARGO_PKG_VERSION"),
+        });
+        provenance.to_string().into_bytes()
     }
 
     /// The definition file that would build the same.
@@ -147,6 +175,21 @@ impl Texts {
             environment: shell::environment(&config.env),
             labels,
         })
+    }
+
+    /// What a directory has that Singularity, or a SIF of ours, made; `None` if it is none of these.
+    pub fn kept(directory: &DirectorySource) -> io::Result<Option<Self>> {
+        let text = |name: &str| directory.text(&format!(".singularity.d/{name}"));
+        let Some(runscript) = text("runscript")? else {
+            return Ok(None);
+        };
+        let labels = text("labels.json")?.unwrap_or_default();
+        Ok(Some(Self {
+            deffile: text("Singularity")?.unwrap_or_default(),
+            runscript,
+            environment: directory.text(ENV_IMAGE)?.unwrap_or_default(),
+            labels: serde_json::from_str(&labels).unwrap_or_default(),
+        }))
     }
 
     /// The object that `apptainer inspect` reads, so that it need not start a shell in the image.
@@ -280,6 +323,7 @@ mod tests {
         let origin = Origin {
             bootstrap: "docker".into(),
             from: "python:3.11".into(),
+            manifest: None,
         };
         Texts::new(&config, &origin).unwrap()
     }
@@ -453,6 +497,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sif_tells_the_manifest_that_it_was_made_from() {
+        let manifest = Digest::of(b"manifest");
+        let origin = Origin::of("docker://a/b:1").with_manifest(manifest);
+        let json = origin.provenance(Compression::default(), None);
+        let json: Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(json["manifest"], manifest.to_string());
+        assert_eq!(
+            (&json["from"], &json["compression"]),
+            (&json!("a/b:1"), &json!("zstd:1"))
+        );
+    }
+
+    #[test]
     fn the_configuration_object_is_kept_as_it_is() {
         let json = r#"{"architecture":"arm64","created":"1970-01-01T00:00:05.5Z","config":{"User":"x","Z":1}}"#;
         let config = ImageConfig::parse(json.into()).unwrap();
@@ -466,6 +523,7 @@ mod tests {
         let origin = Origin {
             bootstrap: "oci".into(),
             from: "/tmp/a\n%post\nrm".into(),
+            manifest: None,
         };
         assert_eq!(
             origin.deffile(),
@@ -482,6 +540,7 @@ mod tests {
         let origin = Origin {
             bootstrap: "docker".into(),
             from: "x".into(),
+            manifest: None,
         };
         assert!(Texts::new(&config, &origin).is_err());
     }

@@ -17,6 +17,7 @@ mod view;
 mod formats;
 mod https;
 mod lifetime;
+mod pull;
 mod pulled;
 mod requests;
 mod soci;

@@ -86,7 +86,9 @@ fn a_scheme_that_does_not_work_is_answered_with_those_that_do() {
 #[test]
 fn help_and_version_are_data() {
     let place = Place::new();
-    let verbs = ["mount", "umount", "exec", "compact", "inspect", "cache"];
+    let verbs = [
+        "pull", "build", "mount", "umount", "exec", "compact", "inspect", "registry", "cache",
+    ];
     let help = ran(&place, &["--help"]);
     assert!(help.status.success() && help.stderr.is_empty(), "{help:?}");
     let text = String::from_utf8(help.stdout).unwrap();

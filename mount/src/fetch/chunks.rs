@@ -11,7 +11,7 @@ use super::flights::Flights;
 use super::memory::Memory;
 use super::native::{Miss, Native, Restream};
 use super::remote::Remote;
-use super::{ChunkSource, ReadError};
+use super::{ChunkSource, ReadError, WholeChunk};
 use crate::blob::{Blob, BlobError};
 use crate::layer::decode::Decoder;
 use crate::layer::table::{Chunk, ChunkIndex, Table, TableError};
@@ -62,6 +62,16 @@ impl Chunks {
             flights: Flights::default(),
         }
     }
+
+    fn layer(&self, layer: u16) -> Result<&LayerChunks, ReadError> {
+        let found = self.layers.get(usize::from(layer)).map(|layer| &**layer);
+        found.ok_or_else(|| {
+            ReadError::Tree(format!(
+                "the tree names layer {layer} of {}",
+                self.layers.len()
+            ))
+        })
+    }
 }
 
 impl ChunkSource for Chunks {
@@ -69,14 +79,26 @@ impl ChunkSource for Chunks {
         self.memory.get((layer, chunk))
     }
 
+    fn whole(
+        &self,
+        layer: u16,
+        chunk: ChunkIndex,
+        deadline: Instant,
+    ) -> Result<WholeChunk, ReadError> {
+        if let Some(whole) = self.layer(layer)?.whole(chunk, deadline)? {
+            return Ok(whole);
+        }
+        let plain = self.chunk(layer, chunk, deadline)?;
+        Ok(WholeChunk {
+            plain,
+            digest: Some(self.layer(layer)?.table.chunk(chunk)?.digest),
+            native: None,
+        })
+    }
+
     fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError> {
         let key = (layer, chunk);
-        let source = self.layers.get(usize::from(layer)).ok_or_else(|| {
-            ReadError::Tree(format!(
-                "the tree names layer {layer} of {}",
-                self.layers.len()
-            ))
-        })?;
+        let source = self.layer(layer)?;
         loop {
             if let Some(plain) = self.memory.get(key) {
                 return Ok(plain);
@@ -102,6 +124,16 @@ impl ChunkSource for Chunks {
 }
 
 impl LayerChunks {
+    /// A chunk past the memory; `None` where only [`ChunkSource::chunk`] has it.
+    fn whole(&self, index: ChunkIndex, deadline: Instant) -> Result<Option<WholeChunk>, ReadError> {
+        let Packed::Native(native) = &self.packed else {
+            return Ok(None);
+        };
+        let chunk = self.table.chunk(index)?;
+        let whole = native.whole(&chunk, deadline);
+        whole.map(Some).map_err(|miss| self.missed(&miss, &chunk))
+    }
+
     /// A layer whose chunks come from `origin`.
     pub fn new(table: Arc<Table>, origin: Origin) -> Self {
         let packed = match origin {

@@ -14,7 +14,7 @@ pub use chunks::{Chunks, LayerChunks, Origin};
 pub use native::Restream;
 
 use crate::blob::BlobError;
-use crate::digest::Digest;
+use crate::digest::{ChunkDigest, Digest};
 use crate::extent::PackedOffset;
 use crate::layer::table::{ChunkIndex, TableError};
 
@@ -25,6 +25,42 @@ pub trait ChunkSource: Send + Sync {
 
     /// A chunk's plain bytes, verified. Blocks for store and source, until `deadline` at most.
     fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError>;
+
+    /// The same for one who reads every chunk once: it need not stay in memory.
+    fn whole(
+        &self,
+        layer: u16,
+        chunk: ChunkIndex,
+        deadline: Instant,
+    ) -> Result<WholeChunk, ReadError> {
+        let plain = self.chunk(layer, chunk, deadline)?;
+        Ok(WholeChunk {
+            plain,
+            digest: None,
+            native: None,
+        })
+    }
+}
+
+/// A chunk with what is known of it.
+#[derive(Clone, Debug)]
+pub struct WholeChunk {
+    /// Its plain bytes, verified.
+    pub plain: Bytes,
+    /// What they hash to, where the layer's table says that.
+    pub digest: Option<ChunkDigest>,
+    /// Of a native layer's chunk, the packed bytes: those that compressing the plain ones at
+    /// [`LEVEL`](crate::layer::native::LEVEL) gives, byte for byte.
+    pub native: Option<NativeBytes>,
+}
+
+/// The bytes of a chunk in a native layer's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NativeBytes {
+    /// The plain ones, which do not shrink.
+    Raw,
+    /// One zstd frame with its content size and a window of 128 KiB at most.
+    Frame(Bytes),
 }
 
 impl ReadError {

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::chunks::decoded;
-use crate::layer::table::Chunk;
+use super::{NativeBytes, WholeChunk};
+use crate::layer::native::{Footer, is_frame};
+use crate::layer::table::{Chunk, Codec};
 
 /// Streams the layer once more and gives its new file; takes as long as that takes.
 pub type Restream = Box<dyn Fn() -> Result<File, Box<dyn std::error::Error>> + Send + Sync>;
@@ -25,6 +27,9 @@ pub(super) struct Native {
     changed: Condvar,
     restream: Restream,
     pause: Duration,
+    /// Whether packed bytes are what this program would make of the plain ones; those of a layer that is streamed
+    /// again are.
+    is_packed_as_now: bool,
 }
 
 struct State {
@@ -50,6 +55,7 @@ impl Native {
     }
 
     fn with_pause(file: File, restream: Restream, pause: Duration) -> Arc<Self> {
+        let footer = Footer::of(&file).ok().flatten();
         let state = State {
             file: Arc::new(file),
             generation: 0,
@@ -61,16 +67,48 @@ impl Native {
             changed: Condvar::new(),
             restream,
             pause,
+            is_packed_as_now: footer.is_some_and(|footer| footer.is_packed_as_now()),
         })
     }
 
     pub fn plain(self: &Arc<Self>, chunk: &Chunk<'_>, deadline: Instant) -> Result<Bytes, Miss> {
+        Ok(self.read(chunk, deadline)?.0)
+    }
+
+    /// The chunk with its packed bytes, if they are what we would make of it.
+    pub fn whole(
+        self: &Arc<Self>,
+        chunk: &Chunk<'_>,
+        deadline: Instant,
+    ) -> Result<WholeChunk, Miss> {
+        let (plain, packed) = self.read(chunk, deadline)?;
+        let native = match chunk.codec {
+            _ if !self.is_packed_as_now => None,
+            Codec::Raw => Some(NativeBytes::Raw),
+            Codec::Zstd if is_frame(&packed, plain.len()) => {
+                Some(NativeBytes::Frame(packed.into()))
+            }
+            Codec::Zstd | Codec::Gzip | Codec::Deflate(_) => None,
+        };
+        Ok(WholeChunk {
+            plain,
+            digest: Some(chunk.digest),
+            native,
+        })
+    }
+
+    /// Plain and packed bytes.
+    fn read(
+        self: &Arc<Self>,
+        chunk: &Chunk<'_>,
+        deadline: Instant,
+    ) -> Result<(Bytes, Vec<u8>), Miss> {
         let (file, generation) = {
             let state = self.state.lock();
             (Arc::clone(&state.file), state.generation)
         };
-        if let Some(plain) = read(&file, chunk) {
-            return Ok(plain);
+        if let Some(read) = read(&file, chunk) {
+            return Ok(read);
         }
         let file = self.streamed_after(generation, deadline)?;
         read(&file, chunk).ok_or(Miss::Corrupt)
@@ -120,10 +158,10 @@ impl Native {
     }
 }
 
-fn read(file: &File, chunk: &Chunk<'_>) -> Option<Bytes> {
+fn read(file: &File, chunk: &Chunk<'_>) -> Option<(Bytes, Vec<u8>)> {
     let mut packed = vec![0; chunk.packed_len as usize];
     file.read_exact_at(&mut packed, chunk.packed_at.0).ok()?;
-    decoded(chunk, &packed)
+    Some((decoded(chunk, &packed)?, packed))
 }
 
 #[cfg(test)]

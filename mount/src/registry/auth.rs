@@ -101,6 +101,7 @@ impl Client {
             } => {
                 let scope = match scope {
                     Some(scope) => scope.clone(),
+                    None if self.repository.is_empty() => String::new(),
                     None => format!("repository:{}:pull", self.repository),
                 };
                 let token = self.token(realm, service.as_deref(), &scope).await?;
@@ -131,7 +132,10 @@ impl Client {
             ));
         }
         let mut request = Request::get(url.clone());
-        let mut asked = vec![("scope", scope)];
+        let mut asked = Vec::new();
+        if !scope.is_empty() {
+            asked.push(("scope", scope));
+        }
         asked.extend(service.map(|service| ("service", service)));
         match &found.identity {
             None => {}

@@ -117,7 +117,12 @@ impl Client {
     fn url(&self, path: &str) -> Result<Url, Failure> {
         let scheme = if self.uses_tls() { "https" } else { "http" };
         let (address, repository) = (&self.address, &self.repository);
-        Url::parse(&format!("{scheme}://{address}/v2/{repository}/{path}"))
+        let repository = match repository.as_str() {
+            // The registry itself, not one of its repositories.
+            "" => String::new(),
+            repository => format!("{repository}/"),
+        };
+        Url::parse(&format!("{scheme}://{address}/v2/{repository}{path}"))
             .map_err(|error| Failure::wrong(address, format!("has no usable address: {error}")))
     }
 

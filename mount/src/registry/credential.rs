@@ -15,7 +15,7 @@ use crate::reference::DOCKER_HUB;
 use crate::sys::answer::answer_of;
 
 /// How Docker names its hub in credential files and to helpers.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+pub(super) const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// Larger files and answers of helpers are nobody's credentials.
 const BYTES_LIMIT: u64 = 1 << 20;
@@ -152,7 +152,7 @@ fn best<'a, T>(entries: &'a HashMap<String, T>, host: &str, repository: &str) ->
         .map(|(_, entry)| entry)
 }
 
-fn normalised(key: &str) -> String {
+pub(super) fn normalised(key: &str) -> String {
     let key = key.strip_prefix("https://").unwrap_or(key);
     let key = key.strip_prefix("http://").unwrap_or(key);
     let key = key.trim_end_matches('/');

@@ -9,6 +9,7 @@ mod challenge;
 mod client;
 mod credential;
 mod failure;
+pub mod login;
 mod network;
 mod platform;
 mod remote;
@@ -65,6 +66,20 @@ impl Registry {
             network: OnceLock::new(),
             spare: Mutex::new(None),
         }))
+    }
+
+    /// Asks the registry at `host` whether it lets us in, with the credentials that the settings have for it.
+    pub fn greet(host: &str, settings: &Settings) -> Result<(), BlobError> {
+        let itself = RegistryReference {
+            host: host.to_owned(),
+            repository: String::new(),
+            tag: None,
+            digest: None,
+        };
+        let object = format!("registry {host}");
+        Self::new(&itself, settings)
+            .small(Method::GET, "", MANIFEST_BYTES_LIMIT, &object)
+            .map(|_| ())
     }
 
     /// The digest of the manifest or index that the reference means: by digest without asking, by tag with one HEAD,

@@ -66,6 +66,13 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The file that credentials are kept in: the one the user named, else the first that is looked at.
+    pub fn login_file(&self) -> Option<&PathBuf> {
+        self.authfile.as_ref().or(self.credential_files.first())
+    }
+}
+
 /// Whose variables are read, the first ones first.
 const PREFIXES: [&str; 4] = ["SIFON_", "APPTAINER_", "SINGULARITY_", ""];
 const USERNAME: &str = "DOCKER_USERNAME";

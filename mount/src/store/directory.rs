@@ -120,6 +120,17 @@ impl Directory {
         }
     }
 
+    /// A directory that has nothing and takes nothing.
+    pub fn nowhere() -> Self {
+        Self {
+            // Nothing can be below what is no directory.
+            path: Path::new("/dev/null").join(VERSION),
+            is_trusted: false,
+            is_writable: false,
+            is_on_network: false,
+        }
+    }
+
     fn make_directories(&self) -> io::Result<()> {
         for part in [
             "manifests",

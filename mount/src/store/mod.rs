@@ -57,6 +57,9 @@ pub struct Settings {
     pub trusted_uids: Vec<u32>,
     /// Groups that may write to the store's directories.
     pub trusted_gids: Vec<u32>,
+    /// Keep nothing in the user's own store, and take nothing from there: files have no names, are made in this
+    /// directory, and end with the process.
+    pub nothing_kept: Option<PathBuf>,
 }
 
 /// A file of the store by its purpose.
@@ -111,6 +114,8 @@ pub struct Store {
     own: Directory,
     site: Vec<Directory>,
     budget: Option<u64>,
+    /// Where files without a name are made that are not to be kept.
+    elsewhere: PathBuf,
 }
 
 impl Store {
@@ -118,7 +123,10 @@ impl Store {
     /// kept in files without names until the process ends.
     pub fn open(settings: &Settings) -> Self {
         let trust = directory::Trust::of(settings);
-        let own = Directory::open_or_make(&settings.directory, &trust);
+        let own = match &settings.nothing_kept {
+            None => Directory::open_or_make(&settings.directory, &trust),
+            Some(_) => Directory::nowhere(),
+        };
         let site = settings
             .site_directories
             .iter()
@@ -128,6 +136,10 @@ impl Store {
             own,
             site,
             budget: settings.budget,
+            elsewhere: settings
+                .nothing_kept
+                .clone()
+                .unwrap_or_else(std::env::temp_dir),
         };
         store.own.remove_stale_drafts();
         store
@@ -209,7 +221,7 @@ impl Store {
             .open_packed(Name::Packed(layer), size)
             .or_else(|err| {
                 tracing::debug!(%layer, error = %err, "the store cannot be written to");
-                tempfile::tempfile_in(std::env::temp_dir())
+                tempfile::tempfile_in(&self.elsewhere)
             })
     }
 
@@ -220,7 +232,7 @@ impl Store {
 
     /// A new file outside the store, for when the store is full; it ends with the process.
     pub fn nameless_draft(&self) -> io::Result<Draft> {
-        Ok(Draft::outside(tempfile::tempfile_in(std::env::temp_dir())?))
+        Ok(Draft::outside(tempfile::tempfile_in(&self.elsewhere)?))
     }
 
     /// Gives a finished file its name, or, where the store cannot be written to, keeps it without one; the
@@ -263,7 +275,7 @@ impl Store {
 
     /// Where temporary files without names can be made.
     pub fn scratch(&self) -> PathBuf {
-        self.own.scratch().unwrap_or_else(std::env::temp_dir)
+        self.own.scratch().unwrap_or_else(|| self.elsewhere.clone())
     }
 
     /// What `reference` named when it was last asked for, at most `age` ago or in this batch job.

@@ -51,6 +51,22 @@ impl Compressors {
     }
 }
 
+/// Whether `packed` is what a block of a squashfs may be: one zstd frame and nothing after it, its content size, which is
+/// `plain_len`, said, no dictionary, and no window beyond the content.
+pub fn is_frame(packed: &[u8], plain_len: usize) -> bool {
+    use zstd::zstd_safe::{
+        find_frame_compressed_size, get_dict_id_from_frame, get_frame_content_size,
+    };
+    // RFC 8878, 3.1.1.1.1: a single segment's window is its content.
+    let is_single_segment = packed
+        .get(4)
+        .is_some_and(|descriptor| descriptor & 1 << 5 != 0);
+    is_single_segment
+        && get_frame_content_size(packed).ok() == Some(Some(plain_len as u64))
+        && find_frame_compressed_size(packed) == Ok(packed.len())
+        && get_dict_id_from_frame(packed).is_none()
+}
+
 fn compress_all(queue: &Receiver<Job>) {
     let mut context = zstd::bulk::Compressor::new(LEVEL).expect("the level is one that zstd has");
     for Job {

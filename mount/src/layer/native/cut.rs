@@ -98,14 +98,12 @@ impl<S: ChunkSink> Cutter<S> {
     pub fn end_file(&mut self) -> io::Result<PieceRange> {
         let mut block = std::mem::take(&mut self.current.block);
         if !block.is_empty() {
-            if is_zero(&block) {
-                self.current.push_hole(block.len() as u64);
-            } else {
-                let (place, skip) = self.bundled(&block)?;
-                self.current
-                    .pieces
-                    .push(Piece::in_chunk(self.current.cut, place, skip));
-            }
+            // Zeros, too: so which files share a bundle is plain from their sizes, also to one who packs a layer
+            // without having streamed it.
+            let (place, skip) = self.bundled(&block)?;
+            self.current
+                .pieces
+                .push(Piece::in_chunk(self.current.cut, place, skip));
             block.clear();
         }
         let pieces = self.table.pieces(&self.current.pieces)?;

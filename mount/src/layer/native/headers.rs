@@ -25,7 +25,8 @@ pub struct Footer {
     /// `b"SIFNNATV"`.
     magic: [u8; 8],
     version: U32,
-    _reserved: U32,
+    /// What compressed the chunks: [`packer`]; 0 in files of older versions of this program.
+    packer: U32,
     /// Where the tar headers start: the end of the packed chunks.
     headers_at: U64,
     headers_len: U64,
@@ -34,6 +35,11 @@ pub struct Footer {
 }
 
 const _: () = assert!(size_of::<Footer>() == 64);
+
+/// The version of zstd and the level: together they decide about every byte of a chunk.
+fn packer() -> u32 {
+    zstd::zstd_safe::version_number() << 8 | super::LEVEL as u32
+}
 
 const MAGIC: [u8; 8] = *b"SIFNNATV";
 const VERSION: u32 = 1;
@@ -47,7 +53,7 @@ impl Footer {
         Self {
             magic: MAGIC,
             version: VERSION.into(),
-            _reserved: 0.into(),
+            packer: packer().into(),
             headers_at: headers_at.into(),
             headers_len: headers_len.into(),
             diff_id: *diff_id.as_bytes(),
@@ -71,6 +77,11 @@ impl Footer {
                 .checked_add(footer.headers_len.get())
                 == Some(at);
         Ok(fits.then_some(footer))
+    }
+
+    /// Whether chunks are, byte for byte, what this program would make of them now.
+    pub fn is_packed_as_now(&self) -> bool {
+        self.packer.get() == packer()
     }
 
     /// The digest of the tar stream that the layer was made from.

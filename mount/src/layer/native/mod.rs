@@ -7,7 +7,7 @@
 //! A file is cut at multiples of [`CHUNK_BYTES`]; what is left over, and every smaller file, goes into a
 //! *bundle* with its neighbours in tar order. So chunks are squashfs data blocks and fragments: one zstd
 //! frame each with its content size and a window of 128 KiB at most, no dictionary; raw where zstd does not
-//! shrink; chunks of zeros are holes that nothing stores.
+//! shrink; whole blocks of zeros are holes that nothing stores.
 //!
 //! The tar headers stay, so that the tar stream can be rebuilt from the file and its diffID checked again.
 
@@ -19,7 +19,7 @@ mod ordered;
 mod stream;
 
 pub use accept::accepted;
-pub use compress::{Compressors, LEVEL};
+pub use compress::{Compressors, LEVEL, is_frame};
 pub use headers::{Footer, RebuildError, rebuild};
 pub use stream::{Blueprint, ConvertError, convert};
 

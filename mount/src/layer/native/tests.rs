@@ -191,17 +191,24 @@ fn a_chunk_is_one_zstd_frame_with_its_size_and_a_small_window() {
         assert_eq!(frame, packed.len());
         let size = zstd::zstd_safe::get_frame_content_size(&packed).unwrap();
         assert_eq!(size, Some(chunk.plain_len.into()));
+        assert!(is_frame(&packed, chunk.plain_len as usize));
+        assert!(!is_frame(&packed, chunk.plain_len as usize + 1));
+        assert!(!is_frame(
+            &[&packed[..], b"more"].concat(),
+            chunk.plain_len as usize
+        ));
         assert!(chunk.packed_len < chunk.plain_len);
     }
 }
 
 #[test]
-fn zeros_take_no_chunks() {
+fn whole_blocks_of_zeros_take_no_chunks() {
     let plain = archive(&[("zeros".into(), vec![0; 100 * CHUNK_BYTES + 1])]);
     let (table, _) = converted(blueprint(&plain, &plain), &plain).unwrap();
-    assert_eq!(table.chunk_count(), 0);
+    assert_eq!(table.chunk_count(), 1);
+    assert_eq!(table.chunk(ChunkIndex(0)).unwrap().plain_len, 1);
     let (_, pieces) = table.entry(0).unwrap();
-    assert_eq!(table.pieces(pieces).unwrap().len(), 1);
+    assert_eq!(table.pieces(pieces).unwrap().len(), 2);
 }
 
 #[test]
@@ -365,4 +372,19 @@ fn what_a_strangers_table_says_of_a_file_is_not_believed() {
     writer.finish(promised.layer, &mut bytes).unwrap();
     let ours = table::from_reader(&bytes[..]).unwrap();
     assert_eq!(ours.entry(0).unwrap().0.path, b"etc/shadow");
+}
+
+#[test]
+fn a_frame_with_a_window_of_its_own_is_no_block() {
+    // A streaming writer does not know the size, and names a window instead.
+    let streamed = zstd::stream::encode_all(&b"plain"[..], 1).unwrap();
+    assert!(!is_frame(&streamed, 5));
+    assert!(!is_frame(b"no frame at all", 5));
+}
+
+#[test]
+fn a_file_says_that_its_chunks_are_packed_as_now() {
+    let plain = archive(&files());
+    let (_, native) = converted(blueprint(&plain, &plain), &plain).unwrap();
+    assert!(Footer::of(&native).unwrap().unwrap().is_packed_as_now());
 }
