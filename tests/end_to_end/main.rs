@@ -20,6 +20,7 @@ mod lifetime;
 mod pull;
 mod pulled;
 mod requests;
+mod shared;
 mod soci;
 mod store;
 mod unpacked;
