@@ -86,7 +86,7 @@ pub enum ShareError {
         reference: String,
     },
     /// There is nothing to push.
-    #[error("{reference}: none of its layers can have a zTOC")]
+    #[error("{reference}: none of its layers can have a zTOC that is smaller than it")]
     Nothing {
         /// The image.
         reference: String,
@@ -163,7 +163,8 @@ impl Sharing<'_> {
             else {
                 continue;
             };
-            if is_done {
+            // What is not smaller than its layer costs more than it saves.
+            if is_done || ztoc.len() as u64 >= layer.size {
                 continue;
             }
             let bytes = Bytes::copy_from_slice(ztoc);
