@@ -16,6 +16,7 @@ mod view;
 
 mod formats;
 mod https;
+mod lazy;
 mod lifetime;
 mod pull;
 mod pulled;

@@ -17,7 +17,7 @@ use crate::tricky;
 use crate::view::{View, assert_random_reads};
 
 /// The tricky layers without sparse files, of which zTOCs cannot tell.
-fn tricky_layers() -> Vec<Layer> {
+pub fn tricky_layers() -> Vec<Layer> {
     let mut layers = tricky::layers();
     for member in layers.iter_mut().flat_map(|layer| &mut layer.members) {
         member.is_sparse = false;
