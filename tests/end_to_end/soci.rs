@@ -251,6 +251,8 @@ fn inspect_tells_by_which_index_each_layer_is_read_and_what_is_trusted() {
     let chunked = [Layer::new(vec![file("f", text(10))])];
     layout.add("estargz", &all(&chunked, Packing::Estargz));
     layout.add("zstd-chunked", &all(&chunked, Packing::ZstdChunked));
+    layout.add("zstd", &all(&chunked, Packing::Zstd));
+    layout.add("zstd-seekable", &all(&chunked, Packing::ZstdSeekable));
     let told = |tag: &str, flags: &[&str]| {
         let reference = layout.reference(tag);
         let words = ["inspect", "--json", &reference].into_iter();
@@ -287,6 +289,14 @@ fn inspect_tells_by_which_index_each_layer_is_read_and_what_is_trusted() {
         assert_eq!((&*seen.0, seen.1), (format, true));
         assert!(seen.2.contains(index) && seen.3.contains(trust), "{seen:?}");
     }
+    let plain = told("zstd", &[]);
+    assert_eq!((&*plain.0, plain.1, &*plain.2), ("zstd", false, "none"));
+    let hint = told("zstd-seekable", &[]);
+    assert_eq!(
+        (&*hint.0, hint.1, &*hint.2),
+        ("zstd:seekable", false, "none")
+    );
+    assert!(hint.3.contains("none of its table"), "{hint:?}");
     let plain = told("v1", &[]);
     assert_eq!((&*plain.0, plain.1, &*plain.2), ("gzip", false, "none"));
     assert!(plain.3.contains("whole layer"), "{plain:?}");
