@@ -209,15 +209,12 @@ impl Sharing<'_> {
 
     /// An index, and a copy of the image that names it.
     fn named(&self, ztocs: &[(&Descriptor, Descriptor)], tag: &str) -> Result<Shared, ShareError> {
-        let ztocs: Vec<(Descriptor, Descriptor)> = ztocs
+        let layers: Vec<Descriptor> = ztocs
             .iter()
-            .map(|(layer, ztoc)| ((*layer).clone(), ztoc.clone()))
-            .map(|(layer, ztoc)| (in_oci_words(layer), ztoc))
+            .map(|(layer, _)| in_oci_words((*layer).clone()))
             .collect();
-        let ztocs: Vec<_> = ztocs
-            .iter()
-            .map(|(layer, ztoc)| (layer, ztoc.clone()))
-            .collect();
+        let ztocs = ztocs.iter().map(|(_, ztoc)| ztoc.clone());
+        let ztocs: Vec<_> = layers.iter().zip(ztocs).collect();
         let document = soci::index_manifest(Version::V2, None, &ztocs);
         let (index, _) = self.index(&document)?;
         let before = self.description.manifest_digest;
@@ -246,25 +243,21 @@ impl Sharing<'_> {
     ) -> Result<Descriptor, ShareError> {
         let mut before = self.description.manifest_digest;
         let mut path = self.path()?;
-        let mut top = match path.pop() {
-            Some((digest, index)) => (Some(digest), index),
-            None => (None, alone(before, image.size, self.platform())),
-        };
-        let mut after = image.clone();
-        beside(&mut top.1, before, image.digest, index);
-        loop {
-            replace(&mut top.1, before, &after, index.digest);
-            top.1["mediaType"] = json!(INDEX);
-            let is_last = path.is_empty();
-            after = self.pushed(is_last.then_some(tag), INDEX, &top.1)?;
-            match (path.pop(), top.0) {
-                (Some((digest, index)), Some(below)) => {
-                    before = below;
-                    top = (Some(digest), index);
-                }
-                _ => return Ok(after),
-            }
+        if path.is_empty() {
+            path.push((before, alone(before, self.platform())));
         }
+        let mut after = image.clone();
+        while let Some((digest, mut above)) = path.pop() {
+            if after == *image {
+                beside(&mut above, before, image.digest, index);
+            }
+            replace(&mut above, before, &after, index.digest);
+            above["mediaType"] = json!(INDEX);
+            let is_top = path.is_empty();
+            after = self.pushed(is_top.then_some(tag), INDEX, &above)?;
+            before = digest;
+        }
+        Ok(after)
     }
 
     /// The indexes from what the reference names down to the manifest.
@@ -365,21 +358,21 @@ fn shared(index: &Descriptor, ztocs: &[(&Descriptor, Descriptor)]) -> Shared {
     }
 }
 
+/// OCI's name for what Docker calls `media_type`, if that is one of Docker's.
+fn oci_type(media_type: &str) -> Option<&'static str> {
+    let known = OCI_TYPES.iter().find(|(docker, _)| *docker == media_type);
+    known.map(|(_, oci)| *oci)
+}
+
 fn in_oci_words(mut descriptor: Descriptor) -> Descriptor {
-    let words = OCI_TYPES
-        .iter()
-        .find(|(from, _)| *from == descriptor.media_type);
-    if let Some((_, oci)) = words {
-        descriptor.media_type = (*oci).into();
+    if let Some(oci) = oci_type(&descriptor.media_type) {
+        descriptor.media_type = oci.into();
     }
     descriptor
 }
 
 fn rename(descriptor: &mut Value) {
-    let words = OCI_TYPES
-        .iter()
-        .find(|(from, _)| descriptor["mediaType"] == *from);
-    if let Some((_, oci)) = words {
+    if let Some(oci) = descriptor["mediaType"].as_str().and_then(oci_type) {
         descriptor["mediaType"] = json!(oci);
     }
 }
@@ -392,9 +385,8 @@ fn annotate(object: &mut Value, key: &str, digest: Digest) {
 }
 
 /// An index of one image.
-fn alone(digest: Digest, size: u64, platform: Value) -> Value {
-    let image =
-        json!({"mediaType": MANIFEST, "digest": digest, "size": size, "platform": platform});
+fn alone(digest: Digest, platform: Value) -> Value {
+    let image = json!({"digest": digest, "platform": platform});
     json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [image]})
 }
 

@@ -72,9 +72,12 @@ pub(super) struct Body<'a> {
     /// Its media type.
     pub(super) kind: &'a str,
     pub(super) bytes: Bytes,
-    /// What must still be so at the registry for it to be taken (RFC 9110, section 13.1); many do not look.
-    pub(super) condition: Option<(HeaderName, HeaderValue)>,
+    pub(super) condition: Option<Condition>,
 }
+
+/// The header that says what must still be so at the registry for a body to be taken (RFC 9110, section 13.1); many registries
+/// do not look at it.
+pub(super) type Condition = (HeaderName, HeaderValue);
 
 impl Request<'_> {
     pub(super) fn get(url: Url) -> Self {

@@ -9,7 +9,9 @@ use reqwest::header::{ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use serde_json::{Value, json};
 use tokio::time::timeout_at;
 
-use super::client::{Access, Body, Client, Question, Request, is_downgrade, target, time_to_send};
+use super::client::{
+    Access, Body, Client, Condition, Question, Request, is_downgrade, target, time_to_send,
+};
 use super::failure::{Failure, Tries};
 use super::settings::Settings;
 use super::{ACCEPT, MANIFEST_BYTES_LIMIT, Registry};
@@ -115,11 +117,7 @@ impl Destination {
     }
 
     /// The index under the tag, or an empty one, and the condition that it is still the same.
-    fn referrers_index(
-        &self,
-        tag: &str,
-        object: &str,
-    ) -> Result<(Value, (reqwest::header::HeaderName, HeaderValue)), BlobError> {
+    fn referrers_index(&self, tag: &str, object: &str) -> Result<(Value, Condition), BlobError> {
         let path = format!("manifests/{tag}");
         let question = Question {
             method: Method::GET,
@@ -156,7 +154,7 @@ impl Destination {
         name: &str,
         kind: &str,
         bytes: &Bytes,
-        condition: Option<(reqwest::header::HeaderName, HeaderValue)>,
+        condition: Option<Condition>,
     ) -> Result<HeaderMap, BlobError> {
         let object = format!("manifest {name}");
         let path = format!("manifests/{name}");
