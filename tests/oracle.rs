@@ -1,10 +1,13 @@
-//! Our files under the original program. Runs when `SIFON_ORACLE` names the root directory of a system on which
-//! Apptainer is installed; the program is then run with that directory as its root, as uid 1000.
+//! Our files under the original programs. Runs when `SIFON_ORACLE` names the root directory of a system on which
+//! Apptainer, containerd and SOCI are installed; they are then run with that directory as their root, Apptainer as uid 1000.
 
 // clippy sees test functions only, not what they share.
 #![allow(clippy::unwrap_used)]
 
-use std::io;
+#[path = "../mount/tests/support/mod.rs"]
+mod support;
+
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,9 +18,10 @@ use sifon::pack::singularity::{Config, Origin};
 use sifon::pack::{Compression, Options, pack};
 use sifon_mount::digest::Digest;
 use sifon_mount::layer::entry::Timestamp;
+use support::real::RealRegistry;
 
 /// Mounts what a program needs below `$ORACLE`, makes it the root directory (user namespaces are refused after a
-/// mere chroot) with the current directory at `/host`, and becomes the program.
+/// mere chroot) with the current directory at `/host`, and becomes the program, as `$BECOME` says.
 const ENTER: &str = r#"
 set -e
 here=$PWD
@@ -32,8 +36,12 @@ mount -t tmpfs none dev/shm
 pivot_root . .old
 umount -l /.old
 cd /host
-exec setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/home/user USER=user "$@"
+exec $BECOME "$@"
 "#;
+
+/// What comes before a program to run it as a plain user.
+const PLAIN_USER: &str =
+    "setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/home/user USER=user";
 
 /// The original program, and a directory that it and we can write.
 struct Oracle {
@@ -67,6 +75,7 @@ impl Oracle {
             ])
             .args(args)
             .env("ORACLE", &self.root)
+            .env("BECOME", PLAIN_USER)
             .current_dir(self.shared.path())
             .stdin(Stdio::null());
         command
@@ -330,4 +339,153 @@ fn a_packed_image_can_be_signed() {
         oracle.run(&["apptainer", "run", "x.sif", "signed"]),
         "[signed]"
     );
+}
+
+/// With containerd for the image and SOCI's store for what we pushed, all of it in memory, runs SOCI's commands. Its store
+/// is the directory `content`; `image` is the reference.
+const WITH_SOCI: &str = r#"
+set -e
+image=$1; shift
+mount -t tmpfs none /run
+mount -t tmpfs none /var/lib
+mkdir -p /var/lib/soci-snapshotter-grpc
+cp -r content /var/lib/soci-snapshotter-grpc/content
+printf 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n' >/run/containerd.toml
+containerd -c /run/containerd.toml >/dev/null 2>/run/log & server=$!
+trap 'kill $server; wait $server' EXIT
+tries=0
+until ctr version >/dev/null 2>&1; do
+    tries=$((tries + 1))
+    test $tries -lt 300 || { cat /run/log >&2; exit 1; }
+    sleep 0.1
+done
+ctr content fetch --plain-http "$image" >/dev/null
+soci rebuild-db >/dev/null
+eval "$1"
+"#;
+
+/// A layer of files among which one is large, with blocks that end often.
+fn gzip_layer(large: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, bytes) in [
+        ("etc/first", &b"first"[..]),
+        ("usr/large", large),
+        ("usr/last", b"last"),
+    ] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, bytes).unwrap();
+    }
+    let plain = builder.into_inner().unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(&plain).unwrap();
+    (plain, encoder.finish().unwrap())
+}
+
+#[test]
+fn soci_reads_files_by_what_we_pushed() {
+    let Some(oracle) = Oracle::new() else { return };
+    let Some(registry) = RealRegistry::open() else {
+        return;
+    };
+    let large: Vec<u8> = (0..900_000u32)
+        .flat_map(|n| n.wrapping_mul(n).to_le_bytes())
+        .collect();
+    let (plain, layer) = gzip_layer(&large);
+    let config = serde_json::json!({"architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&plain)]}});
+    let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
+    registry.push_image(
+        "some/image",
+        "v1",
+        config.to_string().as_bytes(),
+        &[(&layer, kind)],
+    );
+    let image = format!("{}/some/image:v1", registry.address());
+
+    let store = tempfile::tempdir().unwrap();
+    let pushed = Command::new(env!("CARGO_BIN_EXE_sifon"))
+        .args([
+            "index",
+            "--push",
+            "--json",
+            "--spacing",
+            "256K",
+            "--arch",
+            "amd64",
+        ])
+        .arg(format!("docker://{image}"))
+        .env("SIFON_STORE", store.path())
+        .output()
+        .unwrap();
+    assert!(pushed.status.success(), "{pushed:?}");
+    let pushed: Value = serde_json::from_slice(&pushed.stdout).unwrap();
+    let index = pushed["pushed"]["index"].as_str().unwrap();
+    let ztoc = stored_by_soci(&registry, index, oracle.shared.path());
+
+    let soci = |commands: &str| {
+        let words = ["sh", "-c", WITH_SOCI, "sh", &image, commands];
+        let output = oracle.command(&words).env("BECOME", "").output().unwrap();
+        assert!(output.status.success(), "{commands}: {output:?}");
+        output.stdout
+    };
+    let listed = String::from_utf8(soci("soci index list; soci ztoc list")).unwrap();
+    for word in [index, &image, &ztoc, "linux/amd64"] {
+        assert!(listed.contains(word), "{word}: {listed}");
+    }
+    let shown: Value = serde_json::from_slice(&soci(&format!("soci index info {index}"))).unwrap();
+    assert_eq!(shown["layers"][0]["digest"], ztoc.as_str());
+    let told = String::from_utf8(soci(&format!("soci ztoc info {ztoc}"))).unwrap();
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["num_files"], 3, "{told}");
+    assert!(
+        told["num_spans"].as_u64().unwrap() > 3,
+        "{}",
+        told["num_spans"]
+    );
+    for (name, bytes) in [
+        ("etc/first", &b"first"[..]),
+        ("usr/large", &large),
+        ("usr/last", b"last"),
+    ] {
+        let read = soci(&format!(
+            "soci ztoc get-file -o /run/file {ztoc} {name}; cat /run/file"
+        ));
+        assert!(read == bytes, "{name}: {} bytes", read.len());
+    }
+}
+
+/// Fetches an index into `content`, SOCI's store, below a directory; gives the digest of its only zTOC.
+fn stored_by_soci(registry: &RealRegistry, index: &str, directory: &Path) -> String {
+    let blobs = directory.join("content/blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let fetch = |kind: &str, digest: &str| {
+        let path = format!("/v2/some/image/{kind}/{digest}");
+        let accept = ("Accept", "application/vnd.oci.image.manifest.v1+json");
+        let answer =
+            support::http::asked(registry.address(), "GET", &path, &[accept], b"").unwrap();
+        assert_eq!(answer.second(), "200", "{path}");
+        let name = digest.strip_prefix("sha256:").unwrap();
+        std::fs::write(blobs.join(name), &answer.body).unwrap();
+        answer.body
+    };
+    let manifest: Value = serde_json::from_slice(&fetch("manifests", index)).unwrap();
+    fetch("blobs", manifest["config"]["digest"].as_str().unwrap());
+    let ztocs = manifest["layers"].as_array().unwrap();
+    assert_eq!(ztocs.len(), 1);
+    let ztoc = ztocs[0]["digest"].as_str().unwrap();
+    fetch("blobs", ztoc);
+    let content = directory.join("content");
+    std::fs::write(
+        content.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
+    std::fs::write(
+        content.join("index.json"),
+        r#"{"schemaVersion":2,"manifests":[]}"#,
+    )
+    .unwrap();
+    ztoc.to_owned()
 }

@@ -33,6 +33,8 @@ mod tar;
 mod toc;
 #[path = "../fuzz/bodies/tree.rs"]
 mod tree;
+#[path = "../fuzz/bodies/zstd_seekable.rs"]
+mod zstd_seekable;
 #[path = "../fuzz/bodies/ztoc.rs"]
 mod ztoc;
 
@@ -142,4 +144,9 @@ fn no_neighbour_of_an_estargz_seed_breaks_the_reader() {
 #[test]
 fn no_neighbour_of_a_gzip_seed_breaks_the_indexer() {
     run_near_seeds("gzip", gzip::run);
+}
+
+#[test]
+fn no_neighbour_of_a_seek_tables_seed_breaks_the_reader() {
+    run_near_seeds("zstd_seekable", zstd_seekable::run);
 }

@@ -5,9 +5,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde::Serialize;
+use serde_json::json;
 use sifon_mount::digest::Digest;
 use sifon_mount::image::indexing::{Outcome, Plan, index};
+use sifon_mount::image::share::{ShareError, Way, share};
 use sifon_mount::layer::soci::SPACING_BYTES;
+use sifon_mount::reference::Reference;
 
 use crate::output::{bytes, short};
 use crate::setting::{Context, Error, byte_count, parsed};
@@ -24,6 +27,18 @@ pub struct Args {
     /// How far checkpoints are apart at least, in bytes after decompression
     #[arg(long, value_name = "BYTES", default_value_t = SPACING_BYTES, value_parser = spacing)]
     spacing: u64,
+    /// Push what was made to the image's registry, for everyone: a SOCI index that is attached to the unchanged image
+    ///
+    /// Who mounts the image with --soci-v1 reads it lazily, and so do SOCI's own programs. Layers that have an index here
+    /// are streamed once more.
+    #[arg(long)]
+    push: bool,
+    /// With --push: push a copy of the image under this tag, in the same repository, that names its index instead
+    ///
+    /// The copy shares all layers with the image, and is read lazily by everyone, since whoever trusts the image can trust
+    /// its index.
+    #[arg(long, value_name = "TAG", requires = "push")]
+    tag: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -39,6 +54,16 @@ struct Layer {
     index_bytes: u64,
 }
 
+/// What is printed of an index that was pushed, with the same promise.
+#[derive(Debug, Serialize)]
+struct Pushed {
+    index: Digest,
+    layers: usize,
+    bytes: u64,
+    image: Option<Digest>,
+    tag: Option<String>,
+}
+
 /// Between what costs more than it saves and what nobody waits for.
 fn spacing(text: &str) -> Result<u64, String> {
     match byte_count(text)? {
@@ -50,9 +75,10 @@ fn spacing(text: &str) -> Result<u64, String> {
 /// Indexes, and says what that cost.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let reference = parsed(&args.image)?;
+    let way = way(args, &reference)?;
     let plan = Plan {
         spacing: args.spacing,
-        shares: false,
+        shares: way.is_some(),
     };
     let progress = context.output.progress();
     let settings = &context.settings.open;
@@ -69,13 +95,67 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
             },
         })
         .collect();
-    let mut stdout = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut stdout, &layers)?;
-        writeln!(stdout)?;
-        return Ok(ExitCode::SUCCESS);
+    let pushed = way.map(|way| {
+        share(
+            &reference,
+            settings,
+            context.store(),
+            &description,
+            &outcomes,
+            &way,
+        )
+    });
+    let pushed = pushed.transpose()?.map(|shared| Pushed {
+        index: shared.index,
+        layers: shared.layers,
+        bytes: shared.bytes,
+        image: shared.image,
+        tag: shared.tag,
+    });
+    match (args.json, pushed) {
+        (true, None) => print_json(&layers)?,
+        (true, Some(pushed)) => print_json(&json!({"layers": layers, "pushed": pushed}))?,
+        (false, pushed) => {
+            print_layers(&layers)?;
+            pushed.as_ref().map_or(Ok(()), print_pushed)?;
+        }
     }
-    for layer in &layers {
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How the index is pushed, if it is; known to be possible before anything is read.
+fn way(args: &Args, reference: &Reference) -> Result<Option<Way>, Error> {
+    let Reference::Registry(repository) = reference else {
+        let reference = reference.to_string();
+        return match args.push {
+            true => Err(ShareError::NotARegistry { reference }.into()),
+            false => Ok(None),
+        };
+    };
+    let Some(tag) = &args.tag else {
+        return Ok(args.push.then_some(Way::Attached));
+    };
+    let (host, repository) = (&repository.host, &repository.repository);
+    let named = format!("docker://{host}/{repository}:{tag}").parse();
+    match named {
+        Ok(Reference::Registry(named)) if named.tag.as_ref() == Some(tag) => {
+            Ok(Some(Way::Named { tag: tag.clone() }))
+        }
+        _ => Err(
+            format!("--tag {tag:?}: not a tag, which is letters, digits, and . _ - inside").into(),
+        ),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut stdout, value)?;
+    Ok(writeln!(stdout)?)
+}
+
+fn print_layers(layers: &[Layer]) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    for layer in layers {
         let (digest, size) = (short(layer.digest), bytes(layer.packed_bytes));
         match layer.index_bytes {
             0 => writeln!(stdout, "{digest:<12}  {size:>10}  {}", layer.index)?,
@@ -87,7 +167,21 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
             )?,
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+fn print_pushed(pushed: &Pushed) -> Result<(), Error> {
+    let (index, layers, size) = (short(pushed.index), pushed.layers, bytes(pushed.bytes));
+    let place = match (pushed.image, &pushed.tag) {
+        (Some(image), Some(tag)) => format!("named by {tag} ({})", short(image)),
+        (_, Some(tag)) => format!("attached to the image, listed under {tag}"),
+        (_, None) => "attached to the image".into(),
+    };
+    let mut stdout = io::stdout().lock();
+    Ok(writeln!(
+        stdout,
+        "pushed index {index}: {layers} layers, {size}, {place}"
+    )?)
 }
 
 fn word(outcome: &Outcome) -> &'static str {

@@ -15,6 +15,7 @@ pub mod umount;
 use sifon_mount::daemon::UnmountError;
 use sifon_mount::fetch::ReadError;
 use sifon_mount::image::open::OpenError;
+use sifon_mount::image::share::ShareError;
 use sifon_mount::reference::ParseReferenceError;
 
 use crate::setting::Error;
@@ -28,6 +29,9 @@ pub fn hint(error: &Error) -> Option<String> {
         return err.hint();
     }
     if let Some(err) = error.downcast_ref::<OpenError>() {
+        return err.hint();
+    }
+    if let Some(err) = error.downcast_ref::<ShareError>() {
         return err.hint();
     }
     exec::hint(error)

@@ -14,11 +14,12 @@ use crate::support::real::RealRegistry;
 use crate::tricky;
 use crate::view::{Shown, View, assert_random_reads};
 
-const STREAMED: [(&str, Packing); 4] = [
+const STREAMED: [(&str, Packing); 5] = [
     ("tar", Packing::Tar),
     ("gzip", Packing::Gzip),
     ("gzip-members", Packing::GzipMembers),
     ("zstd", Packing::Zstd),
+    ("zstd-seekable", Packing::ZstdSeekable),
 ];
 
 /// Those with a table of contents, in JSON.

@@ -41,6 +41,8 @@ pub enum Packing {
     /// Several members, as `pigz -i` and stargz write them.
     GzipMembers,
     Zstd,
+    /// Frames of their own, with a table of them at the end that nothing vouches for.
+    ZstdSeekable,
     ZstdChunked,
     Estargz,
     /// Eight kilobytes of small files share a gzip member.
@@ -72,6 +74,10 @@ pub fn packed(layer: &Layer, packing: Packing) -> Packed {
             plain.chunks(300_000).flat_map(gzip).collect(),
             "application/vnd.docker.image.rootfs.diff.tar.gzip",
         ),
+        Packing::ZstdSeekable => (
+            zstd_seekable(&plain),
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+        ),
         _ => (
             zstd::encode_all(&plain[..], 1).unwrap(),
             "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -94,6 +100,25 @@ pub fn gzip(plain: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(plain).unwrap();
     encoder.finish().unwrap()
+}
+
+/// As zstd's `contrib/seekable_format` writes it.
+fn zstd_seekable(plain: &[u8]) -> Vec<u8> {
+    let (mut blob, mut entries) = (Vec::new(), Vec::new());
+    for part in plain.chunks(300_000) {
+        let frame = zstd::encode_all(part, 1).unwrap();
+        entries.extend((frame.len() as u32).to_le_bytes());
+        entries.extend((part.len() as u32).to_le_bytes());
+        blob.extend(frame);
+    }
+    blob.extend(0x184d_2a5e_u32.to_le_bytes());
+    blob.extend((entries.len() as u32 + 9).to_le_bytes());
+    let frames = entries.len() as u32 / 8;
+    blob.extend(entries);
+    blob.extend(frames.to_le_bytes());
+    blob.push(0);
+    blob.extend(0x8f92_eab1_u32.to_le_bytes());
+    blob
 }
 
 fn chunked(members: &[Member]) -> Packed {

@@ -16,10 +16,12 @@ mod view;
 
 mod formats;
 mod https;
+mod lazy;
 mod lifetime;
 mod pull;
 mod pulled;
 mod requests;
+mod shared;
 mod soci;
 mod store;
 mod unpacked;

@@ -85,3 +85,16 @@ pub fn requests_since(server: &Faulty, before: usize) -> Vec<String> {
     requests.sort();
     requests
 }
+
+/// Bytes of the blob `digest`, which has `size` of them, that were asked for since `before` requests.
+pub fn bytes_asked(server: &Faulty, before: usize, digest: &str, size: usize) -> usize {
+    let seen = server.seen();
+    let of_blob = seen[before..].iter().filter(|request| {
+        request.method() == "GET" && request.second().ends_with(&format!("/blobs/{digest}"))
+    });
+    let bytes = of_blob.map(|request| match request.range() {
+        Some((first, last)) => last + 1 - first,
+        None => size,
+    });
+    bytes.sum()
+}

@@ -1,7 +1,9 @@
 //! SOCI indexes: images of plain gzip layers that are read lazily.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use sifon_mount::layer::soci::Version;
@@ -9,13 +11,13 @@ use sifon_mount::layer::soci::Version;
 use crate::layers::{file, noise, text};
 use crate::layout::{Layer, Layout, Packed, Packing, all};
 use crate::place::{Place, can_mount};
-use crate::server::{before, reference, requests_since};
+use crate::server::{before, reference, requests_since, serving};
 use crate::support::real::RealRegistry;
 use crate::tricky;
 use crate::view::{View, assert_random_reads};
 
 /// The tricky layers without sparse files, of which zTOCs cannot tell.
-fn tricky_layers() -> Vec<Layer> {
+pub fn tricky_layers() -> Vec<Layer> {
     let mut layers = tricky::layers();
     for member in layers.iter_mut().flat_map(|layer| &mut layer.members) {
         member.is_sparse = false;
@@ -23,7 +25,7 @@ fn tricky_layers() -> Vec<Layer> {
     layers
 }
 
-fn with_v1(command: &mut Command) {
+pub fn with_v1(command: &mut Command) {
     command.arg("--soci-v1");
 }
 
@@ -60,7 +62,11 @@ fn extensions(place: &Place) -> Vec<String> {
 }
 
 /// Two layers, so that spans are many and most are not needed.
-fn large_layers() -> Vec<Packed> {
+pub fn large_layers() -> Vec<Packed> {
+    large_layers_in(Packing::Gzip)
+}
+
+pub fn large_layers_in(packing: Packing) -> Vec<Packed> {
     let members = |seed| {
         let name = |part: &str| format!("{part}-{seed}");
         vec![
@@ -69,10 +75,7 @@ fn large_layers() -> Vec<Packed> {
             file(name("after"), noise(3 << 20, seed + 10)),
         ]
     };
-    all(
-        &[Layer::new(members(0)), Layer::new(members(1))],
-        Packing::Gzip,
-    )
+    all(&[Layer::new(members(0)), Layer::new(members(1))], packing)
 }
 
 #[test]
@@ -248,6 +251,8 @@ fn inspect_tells_by_which_index_each_layer_is_read_and_what_is_trusted() {
     let chunked = [Layer::new(vec![file("f", text(10))])];
     layout.add("estargz", &all(&chunked, Packing::Estargz));
     layout.add("zstd-chunked", &all(&chunked, Packing::ZstdChunked));
+    layout.add("zstd", &all(&chunked, Packing::Zstd));
+    layout.add("zstd-seekable", &all(&chunked, Packing::ZstdSeekable));
     let told = |tag: &str, flags: &[&str]| {
         let reference = layout.reference(tag);
         let words = ["inspect", "--json", &reference].into_iter();
@@ -284,7 +289,48 @@ fn inspect_tells_by_which_index_each_layer_is_read_and_what_is_trusted() {
         assert_eq!((&*seen.0, seen.1), (format, true));
         assert!(seen.2.contains(index) && seen.3.contains(trust), "{seen:?}");
     }
+    let plain = told("zstd", &[]);
+    assert_eq!((&*plain.0, plain.1, &*plain.2), ("zstd", false, "none"));
+    let hint = told("zstd-seekable", &[]);
+    assert_eq!(
+        (&*hint.0, hint.1, &*hint.2),
+        ("zstd:seekable", false, "none")
+    );
+    assert!(hint.3.contains("none of its table"), "{hint:?}");
     let plain = told("v1", &[]);
     assert_eq!((&*plain.0, plain.1, &*plain.2), ("gzip", false, "none"));
     assert!(plain.3.contains("whole layer"), "{plain:?}");
+}
+
+#[test]
+fn an_attached_index_belongs_to_the_image_in_the_store() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    layout.add_soci("v1", &large_layers(), Version::V1);
+    let server = serving(&layout);
+    let reference = reference(&server, "v1");
+    drop(place.mount_with(&reference, with_v1));
+    let stored = || {
+        let parts = ["manifests", "layers", "packed", "trees"].into_iter();
+        parts
+            .flat_map(|part| place.stored(part))
+            .collect::<BTreeSet<_>>()
+    };
+    // So old that it goes unless it belongs to an image.
+    let long_ago = SystemTime::now() - Duration::from_secs(1_000_000);
+    for file in stored() {
+        let file = fs::File::open(file).unwrap();
+        file.set_modified(long_ago).unwrap();
+    }
+    let before = stored();
+    place.says(["cache", "clean", "--to", "1T"]);
+    assert_eq!(stored(), before);
+    let offline = place.mount_with(&reference, |command| {
+        command.args(["--soci-v1", "--offline"]);
+    });
+    let file = fs::metadata(offline.path().join("file-1")).unwrap();
+    assert_eq!(file.len(), 5000);
 }

@@ -236,7 +236,8 @@ impl Opener<'_> {
         Ok(None)
     }
 
-    fn range(&self, layer: &Descriptor, range: Range<u64>) -> Result<Bytes, OpenError> {
+    /// Bytes of a blob as they come: whoever takes them checks them.
+    pub(super) fn range(&self, layer: &Descriptor, range: Range<u64>) -> Result<Bytes, OpenError> {
         let blob: std::sync::Arc<dyn Blob> = self.blob(layer);
         let deadline = Instant::now() + self.options.registry.timeout;
         let len = range.end.saturating_sub(range.start) as usize;

@@ -122,20 +122,24 @@ impl Readiness {
 }
 
 impl Opener<'_> {
-    /// Gives layers without an index of their own the one that a SOCI index has for them, if any of them needs it.
-    pub(super) fn add_soci(&self, description: &Description, layers: &mut [Layer<'_>]) {
+    /// Gives layers without an index of their own the one that a SOCI index has for them, if any of them needs it. Gives the
+    /// digest of the SOCI index.
+    pub(super) fn add_soci(
+        &self,
+        description: &Description,
+        layers: &mut [Layer<'_>],
+    ) -> Option<Digest> {
         let needs = |layer: &Layer<'_>| layer.index.is_none() && self.kept(layer).is_none();
         if !layers.iter().any(needs) {
-            return;
+            return None;
         }
         let manifest = &description.manifest;
-        let Some((_, index, trust)) = self.soci_index(description.manifest_digest, manifest) else {
-            return;
-        };
+        let (digest, index, trust) = self.soci_index(description.manifest_digest, manifest)?;
         for layer in layers.iter_mut().filter(|layer| layer.index.is_none()) {
             let ztoc = soci::ztoc(&index, layer.digest()).cloned();
             layer.index = ztoc.map(|ztoc| Index::Soci { ztoc, trust });
         }
+        Some(digest)
     }
 
     /// Sees to it that the chunks of `layer` can be read.

@@ -10,6 +10,7 @@ pub mod outlook;
 mod path;
 mod proof;
 mod read;
+pub mod share;
 
 use std::sync::Arc;
 

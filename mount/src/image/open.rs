@@ -181,7 +181,7 @@ pub fn open(
     tracing::debug!("store: {}", store.directory().display());
     let opener = Opener::new(reference, options, store)?;
     let description = opener.description()?;
-    let layers = opener.layers(&description, progress)?;
+    let (layers, soci_index) = opener.layers(&description, progress)?;
     let (key, tree) = opener.tree(&layers)?;
     let tables: Vec<Arc<Table>> = layers
         .iter()
@@ -192,7 +192,7 @@ pub fn open(
         manifest: description.manifest_digest,
         documents: [description.top, description.manifest.config.digest]
             .into_iter()
-            .chain(soci::promised(&description.manifest))
+            .chain(soci_index.or_else(|| soci::promised(&description.manifest)))
             .collect(),
         layers: tables.iter().map(|table| table.layer()).collect(),
         tables: tables.iter().map(|table| table.key()).collect(),
@@ -353,12 +353,13 @@ impl<'a> Opener<'a> {
         self.source.blob(descriptor)
     }
 
-    /// All layers, readable. Those that must be streamed start with the largest.
+    /// All layers, readable, and the digest of the SOCI index by which some of them are. Those that must be streamed start
+    /// with the largest.
     fn layers(
         &self,
         description: &Description,
         progress: &OnProgress,
-    ) -> Result<Vec<Arc<LayerChunks>>, OpenError> {
+    ) -> Result<(Vec<Arc<LayerChunks>>, Option<Digest>), OpenError> {
         let mut layers: Vec<Layer<'_>> = description
             .manifest
             .layers
@@ -366,7 +367,7 @@ impl<'a> Opener<'a> {
             .zip(&description.config.diff_ids)
             .map(|(descriptor, &diff_id)| Layer::new(descriptor, diff_id))
             .collect::<Result<_, _>>()?;
-        self.add_soci(description, &mut layers);
+        let soci_index = self.add_soci(description, &mut layers);
         let mut queue: Vec<&Layer<'_>> = layers.iter().collect();
         queue.sort_by_key(|layer| layer.descriptor.size);
         // The same layer twice in an image is one piece of work.
@@ -401,11 +402,13 @@ impl<'a> Opener<'a> {
         });
         match failure.into_inner() {
             Some(err) => Err(err),
-            None => Ok(layers
-                .iter()
-                .map(|layer| ready.layer(layer.descriptor.digest))
-                .map(|layer| layer.expect("no layer failed, so all are ready"))
-                .collect()),
+            None => {
+                let layers = layers
+                    .iter()
+                    .map(|layer| ready.layer(layer.descriptor.digest))
+                    .map(|layer| layer.expect("no layer failed, so all are ready"));
+                Ok((layers.collect(), soci_index))
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! How each layer of an image would be read, told without reading any.
+//! How each layer of an image would be read, told without reading more of any than the last bytes.
 
 use std::sync::Arc;
 
@@ -7,9 +7,13 @@ use super::layers::{foreign_format, unreadable};
 use super::open::{Description, OpenError, Opener, Options};
 use crate::layer::soci;
 use crate::layer::table;
+use crate::layer::zstd_seekable::{self, SeekTable};
 use crate::reference::Reference;
 use crate::source::manifest::Descriptor;
 use crate::store::{Name, Store};
+
+/// A zstd layer whose frames could be read one by one, if anything vouched for the table of them.
+const SEEKABLE: &str = "zstd:seekable";
 
 /// How a layer would be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +31,7 @@ pub struct Outlook {
 }
 
 /// What the image that `reference` names says of itself, and how its layers, bottom first, would be read. A SOCI index is
-/// fetched; no layer is read.
+/// fetched; of a layer a few bytes at its end are, where they tell its format.
 pub fn describe(
     reference: &Reference,
     options: &Options,
@@ -70,17 +74,38 @@ impl Opener<'_> {
                 is_stored: is_streamed || has_own || self.store.has(Name::Table(key)),
             };
         }
+        let format = format(&layer.media_type);
+        let is_seekable = format == "zstd" && self.has_seek_table(layer);
         Outlook {
-            format: format(&layer.media_type).into(),
+            format: if is_seekable { SEEKABLE } else { format }.into(),
             is_lazy: has_own,
             index: has_own.then_some("checkpoints of our own"),
             trust: if has_own {
                 "they were made here, from the whole layer, which matched its digest".into()
+            } else if is_seekable {
+                "the manifest names the digest of the whole layer, but none of its table of frames"
+                    .into()
             } else {
                 "the manifest names the digest of the whole layer".into()
             },
             is_stored: is_streamed || has_own,
         }
+    }
+
+    /// Whether the layer's blob ends in a table of zstd frames; not, if that cannot be found out.
+    fn has_seek_table(&self, layer: &Descriptor) -> bool {
+        let found = || {
+            let size = layer.size;
+            let footer_at = size.checked_sub(zstd_seekable::FOOTER_BYTES)?;
+            let tail = self.range(layer, footer_at..size).ok()?;
+            let table = SeekTable::at_end_of(&tail)?;
+            let start = table.start(size)?;
+            let header = self
+                .range(layer, start..start + zstd_seekable::HEADER_BYTES)
+                .ok()?;
+            Some(table.is_begun_by(header[..].try_into().ok()?))
+        };
+        !self.is_offline() && found().unwrap_or(false)
     }
 }
 

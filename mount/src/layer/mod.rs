@@ -16,3 +16,4 @@ pub mod toc;
 pub mod estargz;
 pub mod soci;
 pub mod zstd_chunked;
+pub mod zstd_seekable;

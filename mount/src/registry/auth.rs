@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use super::answer::Answer;
 use super::challenge::{Challenge, chosen};
-use super::client::{Client, Request, place_of};
+use super::client::{Access, Body, Client, Request, place_of};
 use super::credential::{Found, Identity, found};
 use super::failure::Failure;
 use super::settings::{Credentials, Secret};
@@ -99,10 +99,12 @@ impl Client {
                 service,
                 scope,
             } => {
-                let scope = match scope {
-                    Some(scope) => scope.clone(),
-                    None if self.repository.is_empty() => String::new(),
-                    None => format!("repository:{}:pull", self.repository),
+                let scope = match (self.access, scope) {
+                    // A token for reading alone would be refused later, by some with a 403 that asks for no better one.
+                    (Access::Write, _) => format!("repository:{}:pull,push", self.repository),
+                    (Access::Read, Some(scope)) => scope.clone(),
+                    (Access::Read, None) if self.repository.is_empty() => String::new(),
+                    (Access::Read, None) => format!("repository:{}:pull", self.repository),
                 };
                 let token = self.token(realm, service.as_deref(), &scope).await?;
                 let (header, life) = token;
@@ -153,7 +155,13 @@ impl Client {
             }
         }
         match request.method == Method::POST {
-            true => request.form = Some(encoded(&url, &asked)),
+            true => {
+                request.body = Some(Body {
+                    kind: "application/x-www-form-urlencoded",
+                    bytes: encoded(&url, &asked).into(),
+                    condition: None,
+                });
+            }
             false => {
                 url.query_pairs_mut().extend_pairs(asked);
                 request.url = url;

@@ -6,10 +6,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+};
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
 use tokio::time::{timeout, timeout_at};
@@ -35,6 +38,7 @@ pub(super) struct Client {
     address: String,
     pub(super) repository: String,
     pub(super) settings: Settings,
+    pub(super) access: Access,
     pub(super) auth: Auth,
     uses_tls: AtomicBool,
     has_answered: AtomicBool,
@@ -44,6 +48,14 @@ pub(super) struct Client {
     permits: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
+/// The slowest line on which something is sent, in bytes per second: how long that takes cannot be seen while it does.
+const SLOWEST_LINE: usize = 32 << 10;
+
+/// The time that sending so many bytes may take.
+pub(super) fn time_to_send(len: usize) -> Duration {
+    Duration::from_secs((len / SLOWEST_LINE) as u64)
+}
+
 /// One request, before it is sent.
 pub(super) struct Request<'a> {
     pub(super) method: Method,
@@ -51,9 +63,21 @@ pub(super) struct Request<'a> {
     pub(super) accept: Option<&'a str>,
     pub(super) range: Option<&'a Range<u64>>,
     pub(super) authorization: Option<HeaderValue>,
-    /// The body of a POST, already encoded.
-    pub(super) form: Option<String>,
+    pub(super) body: Option<Body<'a>>,
 }
+
+/// What a request brings.
+#[derive(Clone)]
+pub(super) struct Body<'a> {
+    /// Its media type.
+    pub(super) kind: &'a str,
+    pub(super) bytes: Bytes,
+    pub(super) condition: Option<Condition>,
+}
+
+/// The header that says what must still be so at the registry for a body to be taken (RFC 9110, section 13.1); many registries
+/// do not look at it.
+pub(super) type Condition = (HeaderName, HeaderValue);
 
 impl Request<'_> {
     pub(super) fn get(url: Url) -> Self {
@@ -63,7 +87,7 @@ impl Request<'_> {
             accept: None,
             range: None,
             authorization: None,
-            form: None,
+            body: None,
         }
     }
 }
@@ -75,10 +99,18 @@ pub(super) struct Question<'a> {
     pub(super) path: &'a str,
     pub(super) accept: Option<&'a str>,
     pub(super) range: Option<&'a Range<u64>>,
+    pub(super) body: Option<Body<'a>>,
+}
+
+/// What we want to do with a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
 }
 
 impl Client {
-    pub(super) fn new(reference: &RegistryReference, settings: Settings) -> Self {
+    pub(super) fn new(reference: &RegistryReference, settings: Settings, access: Access) -> Self {
         let address = match reference.host.as_str() {
             DOCKER_HUB => "registry-1.docker.io".to_owned(),
             host => host.to_owned(),
@@ -89,6 +121,7 @@ impl Client {
             address,
             repository: reference.repository.clone(),
             settings,
+            access,
             auth: Auth::default(),
             uses_tls: AtomicBool::new(uses_tls),
             has_answered: AtomicBool::new(false),
@@ -114,7 +147,7 @@ impl Client {
             .is_ok_and(|registry| registry.origin() == url.origin())
     }
 
-    fn url(&self, path: &str) -> Result<Url, Failure> {
+    pub(super) fn url(&self, path: &str) -> Result<Url, Failure> {
         let scheme = if self.uses_tls() { "https" } else { "http" };
         let (address, repository) = (&self.address, &self.repository);
         let repository = match repository.as_str() {
@@ -133,7 +166,8 @@ impl Client {
         limit: usize,
         object: &str,
     ) -> Result<(HeaderMap, Vec<u8>), BlobError> {
-        let deadline = Instant::now() + self.settings.timeout;
+        let sent = question.body.as_ref().map_or(0, |body| body.bytes.len());
+        let deadline = Instant::now() + self.settings.timeout + time_to_send(sent);
         let mut tries = Tries::until(deadline, &self.settings);
         loop {
             let one_try = async {
@@ -166,9 +200,14 @@ impl Client {
                 let redirected = (url != registry).then_some(url);
                 return Ok((redirected, answer));
             }
+            if question.body.is_some() && !keeps_method(answer.status()) {
+                let problem = "redirects what was sent to it as if it had been asked for something";
+                return Err(Failure::wrong(answer.place(), problem));
+            }
             url = target(&url, &answer)?;
             // A blob is known by its digest, but whoever can change a manifest on its way chooses the image.
-            if question.accept.is_some() && is_downgrade(&registry, &url) {
+            let matters = question.accept.is_some() || question.body.is_some();
+            if matters && is_downgrade(&registry, &url) {
                 return Err(Failure::wrong(
                     answer.place(),
                     "redirects from HTTPS to plain HTTP",
@@ -184,6 +223,7 @@ impl Client {
                 accept: question.accept,
                 range: question.range,
                 authorization,
+                body: question.body.clone(),
                 ..Request::get(url.clone())
             };
             answer = self.send(request).await?;
@@ -232,7 +272,7 @@ impl Client {
                 accept: question.accept,
                 range: question.range,
                 authorization: authorization.clone(),
-                form: None,
+                body: question.body.clone(),
             })
         };
         let outcome = self.send(request()?).await;
@@ -284,14 +324,15 @@ impl Client {
         if let Some(authorization) = request.authorization {
             builder = builder.header(AUTHORIZATION, authorization);
         }
-        if let Some(form) = request.form {
-            let kind = "application/x-www-form-urlencoded";
-            builder = builder
-                .header(reqwest::header::CONTENT_TYPE, kind)
-                .body(form);
+        let mut patience = self.settings.connect_timeout + self.settings.stall_timeout;
+        if let Some(body) = request.body {
+            patience += time_to_send(body.bytes.len());
+            builder = builder.header(CONTENT_TYPE, body.kind).body(body.bytes);
+            if let Some((name, value)) = body.condition {
+                builder = builder.header(name, value);
+            }
         }
         metric::REQUESTS.add(1);
-        let patience = self.settings.connect_timeout + self.settings.stall_timeout;
         match timeout(patience, builder.send()).await {
             Ok(Ok(response)) => {
                 let stall = self.settings.stall_timeout;
@@ -391,11 +432,17 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-fn is_downgrade(from: &Url, to: &Url) -> bool {
+/// Whether a redirect with this status means the same request once more (RFC 9110, sections 15.4.8 and 15.4.9).
+fn keeps_method(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 307 | 308)
+}
+
+pub(super) fn is_downgrade(from: &Url, to: &Url) -> bool {
     from.scheme() == "https" && to.scheme() != "https"
 }
 
-fn target(from: &Url, answer: &Answer) -> Result<Url, Failure> {
+/// Where `answer`, which came from `from`, says to go on.
+pub(super) fn target(from: &Url, answer: &Answer) -> Result<Url, Failure> {
     let wrong = |problem: &str| Failure::wrong(answer.place(), problem);
     let location = answer
         .headers()

@@ -12,6 +12,7 @@ mod failure;
 pub mod login;
 mod network;
 mod platform;
+mod push;
 mod remote;
 mod settings;
 mod stream;
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use reqwest::Method;
 
-use self::client::{Client, Question};
+use self::client::{Access, Client, Question};
 use self::network::Network;
 use self::remote::Remote;
 use self::stream::Stream;
@@ -34,6 +35,7 @@ use crate::extent::PackedOffset;
 use crate::reference::{DEFAULT_TAG, RegistryReference};
 
 pub use self::platform::Platform;
+pub use self::push::Destination;
 pub use self::settings::{Credentials, Secret, Settings};
 
 /// Manifests and indexes are never longer (the distribution specification's own limit).
@@ -60,8 +62,12 @@ struct Shared {
 impl Registry {
     /// The repository that `reference` names. Nothing is asked yet.
     pub fn new(reference: &RegistryReference, settings: &Settings) -> Self {
+        Self::with_access(reference, settings, Access::Read)
+    }
+
+    fn with_access(reference: &RegistryReference, settings: &Settings, access: Access) -> Self {
         Self(Arc::new(Shared {
-            client: Arc::new(Client::new(reference, settings.clone())),
+            client: Arc::new(Client::new(reference, settings.clone(), access)),
             reference: reference.clone(),
             network: OnceLock::new(),
             spare: Mutex::new(None),
@@ -173,6 +179,7 @@ impl Registry {
             path,
             accept: Some(ACCEPT),
             range: None,
+            body: None,
         };
         let work = self.0.client.small(question, limit, object);
         let (headers, body) = self.network(object)?.wait_for(work)?;

@@ -253,6 +253,7 @@ impl Remote {
             path: &path,
             accept: None,
             range: Some(range),
+            body: None,
         };
         let mut location = self.location.lock().await;
         let known = location.clone().filter(|known| {

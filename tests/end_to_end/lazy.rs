@@ -1,0 +1,124 @@
+//! What lazy reading is for: everything that can be seen is right, and what cannot be seen is not fetched.
+
+use sifon_mount::digest::Digest;
+use sifon_mount::layer::soci::Version;
+
+use crate::layers::model::Model;
+use crate::layers::{file, noise};
+use crate::layout::{Layer, Layout, Packed, Packing, all};
+use crate::place::{Place, can_mount};
+use crate::server::{before, bytes_asked, reference};
+use crate::soci::{tricky_layers, with_v1};
+use crate::support::faulty::Faulty;
+use crate::support::real::RealRegistry;
+use crate::tricky;
+use crate::view::View;
+
+/// Bytes at the end of the bottom layer that an upper layer hides.
+const HIDDEN_BYTES: usize = 6 << 20;
+
+fn with_hidden(mut layers: Vec<Layer>) -> Vec<Layer> {
+    let bottom = &mut layers[0].members;
+    bottom.push(file("hidden", noise(HIDDEN_BYTES, 99)));
+    layers[1].members.push(file("hidden", "in a few bytes"));
+    layers
+}
+
+/// An image in a registry that sees what is asked.
+struct Shelf {
+    _registry: RealRegistry,
+    server: Faulty,
+    place: Place,
+    layers: Vec<Packed>,
+    expected: View,
+}
+
+impl Shelf {
+    fn new(
+        layers: &[Layer],
+        packing: Packing,
+        add: impl FnOnce(&mut Layout, &[Packed]),
+    ) -> Option<Self> {
+        let registry = RealRegistry::open().filter(|_| can_mount())?;
+        let place = Place::new();
+        let mut layout = Layout::new(place.path("layout"));
+        let packed = all(layers, packing);
+        add(&mut layout, &packed);
+        registry.push_layout("some/image", layout.path());
+        let model: Model = tricky::model(layers);
+        Some(Self {
+            server: before(&registry),
+            _registry: registry,
+            expected: View::expected(&model),
+            layers: packed,
+            place,
+        })
+    }
+
+    fn image(&self) -> String {
+        reference(&self.server, "latest")
+    }
+
+    /// Looks at all that is there, twice; less than the bottom layer holds is fetched of it, and nothing the second time.
+    #[track_caller]
+    fn assert_is_read_lazily(&self) {
+        let bottom = &self.layers[0].bytes;
+        let fetched = || {
+            let before = self.server.seen().len();
+            let mounted = self.place.mount_with(&self.image(), with_v1);
+            View::of(mounted.path()).assert_is(&self.expected);
+            let digest = Digest::of(bottom).to_string();
+            bytes_asked(&self.server, before, &digest, bottom.len())
+        };
+        let first = fetched();
+        let limit = bottom.len() - HIDDEN_BYTES / 2;
+        assert!((1..limit).contains(&first), "{first} of {}", bottom.len());
+        assert_eq!(fetched(), 0);
+    }
+}
+
+#[test]
+fn layers_with_a_table_of_contents_are_read_lazily() {
+    let layers = with_hidden(tricky::chunkable_layers());
+    for packing in [
+        Packing::ZstdChunked,
+        Packing::Estargz,
+        Packing::EstargzShared,
+    ] {
+        let add = |layout: &mut Layout, layers: &[Packed]| {
+            layout.add("latest", layers);
+        };
+        let Some(shelf) = Shelf::new(&layers, packing, add) else {
+            return;
+        };
+        shelf.assert_is_read_lazily();
+    }
+}
+
+#[test]
+fn gzip_layers_are_read_lazily_by_either_kind_of_soci_index() {
+    let layers = with_hidden(tricky_layers());
+    for version in [Version::V1, Version::V2] {
+        let add = |layout: &mut Layout, layers: &[Packed]| {
+            layout.add_soci("latest", layers, version);
+        };
+        let Some(shelf) = Shelf::new(&layers, Packing::GzipMembers, add) else {
+            return;
+        };
+        shelf.assert_is_read_lazily();
+    }
+}
+
+#[test]
+fn gzip_layers_are_read_lazily_by_an_index_of_our_own() {
+    let layers = with_hidden(tricky::layers());
+    let add = |layout: &mut Layout, layers: &[Packed]| {
+        layout.add("latest", layers);
+    };
+    let Some(shelf) = Shelf::new(&layers, Packing::GzipMembers, add) else {
+        return;
+    };
+    let index = ["index", "--spacing", "64K", &shelf.image()].map(str::to_owned);
+    shelf.place.says(index);
+    shelf.assert_is_read_lazily();
+}
