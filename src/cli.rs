@@ -9,7 +9,7 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, demo, exec, hint, index, inspect, mount, umount};
+use crate::command::{cache, compact, demo, exec, hint, index, inspect, mount, ps, serve, stop, umount};
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
@@ -46,6 +46,8 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Exec(exec::Args),
+    Ps(ps::Args),
+    Stop(stop::Args),
     Compact(compact::Args),
     Inspect(inspect::Args),
     Index(index::Args),
@@ -64,7 +66,7 @@ fn as_helper() -> Option<ExitCode> {
             Some(ExitCode::SUCCESS)
         }
         unpacked::VERB => Some(demo::from_sif()),
-        exec::SERVE_VERB => Some(exec::serve()),
+        serve::VERB => Some(serve::run()),
         mount::SERVE_VERB => Some(mount::serve()),
         mount::WATCH_VERB => {
             sifon_mount::daemon::watch();
@@ -161,16 +163,17 @@ impl SettingArgs {
                 password: Secret(password),
             });
         }
-        registry.authfile = self.authfile.or(registry.authfile);
+        registry.authfile = self.authfile.or(registry.authfile).map(absolute);
         registry.plain_http |= self.no_https;
         registry.ca_files.extend(self.ca_file);
+        registry.ca_files = registry.ca_files.into_iter().map(absolute).collect();
         registry.connections = self.connections.into();
         registry.timeout = Duration::from_secs(self.timeout.into());
         let site = environment(&["SIFON_SITE_STORES"]).unwrap_or_default();
         Settings {
             store: store::Settings {
-                directory: self.store.unwrap_or_else(default_store),
-                site_directories: std::env::split_paths(&site).collect(),
+                directory: absolute(self.store.unwrap_or_else(default_store)),
+                site_directories: std::env::split_paths(&site).map(absolute).collect(),
                 budget: self.store_size,
                 trusted_uids: numbers("SIFON_TRUSTED_UIDS"),
                 trusted_gids: numbers("SIFON_TRUSTED_GIDS"),
@@ -190,6 +193,14 @@ impl SettingArgs {
 fn is_set(variable: &str) -> bool {
     environment(&[variable])
         .is_some_and(|value| !["", "0", "false", "no"].contains(&&*value.to_string_lossy()))
+}
+
+/// `path` for a process in another directory; where this one's is gone, relative paths lead nowhere.
+fn absolute(path: PathBuf) -> PathBuf {
+    match path.as_os_str().is_empty() {
+        true => path,
+        false => std::path::absolute(&path).unwrap_or(path),
+    }
 }
 
 /// Numbers of users or groups, separated by commas; what is no number trusts nobody.
@@ -223,6 +234,8 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(args),
         Command::Exec(args) => exec::run(&context, args),
+        Command::Ps(args) => ps::run(args),
+        Command::Stop(args) => stop::run(args),
         Command::Compact(args) => compact::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
         Command::Index(args) => index::run(&context, args),

@@ -3,28 +3,24 @@
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::time::Duration;
 
-use sifon_mount::fuse::{self, View};
 use sifon_mount::image::open::OnProgress;
-use sifon_mount::image::{AddError, AdditionKind, Image, Owners};
 
+use super::serve;
 use crate::container;
 use crate::container::bind::{self, BindRequest};
+use crate::container::client::{Hears, Server};
 use crate::container::environment::{Sources, Variables};
 use crate::container::identity::Identity;
 use crate::container::launch::Launch;
-use crate::container::namespaces::Privilege;
-use crate::container::plan::{self, Host, IfMissing, Options, TargetKind};
-use crate::container::server::{self, Opening, Prepared, Refusal, Server};
-use crate::container::wire::{Placed, Ready, Target};
-use crate::setting::{Context, Error, Settings, parsed};
-
-/// The hidden verb of the process that serves the image.
-pub const SERVE_VERB: &str = "serve-exec";
+use crate::container::meeting::Group;
+use crate::container::plan::{self, Host, Options, TargetKind};
+use crate::setting::{Context, Error, parsed};
 
 /// Run a program in an image
 ///
@@ -51,6 +47,12 @@ pub struct Args {
     /// Do not show your home directory
     #[arg(long)]
     no_home: bool,
+    /// How long the image stays mounted for the next program when this one has ended, in seconds; also $SIFON_LINGER
+    #[arg(long, value_name = "SECONDS", env = "SIFON_LINGER", default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=86_400 * 7))]
+    linger: u32,
+    /// Share nothing with other programs: a server and a mount for this one alone
+    #[arg(long)]
+    private: bool,
     /// The image, the program and its arguments
     #[arg(value_names = ["IMAGE", "COMMAND"], num_args = 2.., required = true, trailing_var_arg = true)]
     words: Vec<OsString>,
@@ -63,10 +65,14 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
 
 fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
     let (image, words) = args.words.split_first().ok_or("no image was named")?;
-    parsed(image)?;
+    let reference = parsed(image)?;
     let (binds, bind_text) = binds(args)?;
+    let group = match args.private {
+        true => Group::of_nobody_else()?,
+        false => Group::of_caller("")?,
+    };
     // It starts while this process finds out the rest.
-    let server = Server::start(SERVE_VERB)?;
+    let server = Server::reach(&group, serve::VERB)?;
     let identity = Identity::of_caller()?;
     let directory = std::env::current_dir()
         .ok()
@@ -104,8 +110,12 @@ fn start(context: &Context, args: &Args) -> Result<Infallible, Error> {
         plan: &plan,
         environment,
         settings: serde_json::to_value(&context.settings)?,
-        image: image.clone(),
-        on_progress: &|step| on_progress(step, &progress),
+        image: reference.to_string().into(),
+        linger: match args.private {
+            true => Duration::ZERO,
+            false => Duration::from_secs(args.linger.into()),
+        },
+        hears: &Told(progress),
     };
     Ok(launch.become_program(server, |_| words.to_vec())?)
 }
@@ -172,115 +182,21 @@ fn name_of(image: &[u8]) -> &[u8] {
     image.rsplit(|&byte| byte == b'/').next().unwrap_or(image)
 }
 
-/// A step that this version does not know is not worth failing for.
-fn on_progress(step: serde_json::Value, progress: &OnProgress) {
-    if let Ok(step) = serde_json::from_value(step) {
-        progress(step);
-    }
-}
+/// Shows the user how the opening of an image goes.
+struct Told(OnProgress);
 
-/// The process that serves the image; see [`server::serve`].
-pub fn serve() -> ExitCode {
-    match server::serve(Box::new(prepared)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(255),
-    }
-}
-
-/// Opens the image, adds what the client's binds need, and serves it.
-fn prepared(opening: Opening) -> Result<Prepared, Refusal> {
-    shown(opening).map_err(|error| {
-        let hint = super::hint(&error);
-        Refusal { error, hint }
-    })
-}
-
-fn shown(opening: Opening) -> Result<Prepared, Error> {
-    let Opening {
-        request,
-        connection,
-        privilege,
-        teller,
-    } = opening;
-    let settings: Settings = serde_json::from_value(request.settings)?;
-    let timeout = settings.open.registry.timeout;
-    let context = Context::new(settings);
-    let progress: OnProgress = Arc::new(move |step| teller.tell(&step));
-    let opened = context.open_telling(&parsed(&request.image)?, &progress)?;
-    // Before the kernel has asked for anything, so that it has nothing to forget.
-    let targets = request
-        .targets
-        .iter()
-        .map(|target| placed(&opened.image, target))
-        .collect();
-    let owners = match privilege {
-        Privilege::Root => Owners::AsInImage,
-        Privilege::User => Owners::Caller {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-        },
-    };
-    let view = View {
-        owners,
-        timeout,
-        ..View::default()
-    };
-    let served = fuse::serve(opened.image.clone(), connection, view)?;
-    let config = &opened.description.config;
-    let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
-    let ready = Ready {
-        targets,
-        environment: config
-            .env
-            .iter()
-            .filter_map(|line| split(line.as_bytes()))
-            .collect(),
-        entrypoint: bytes(&config.entrypoint),
-        command: bytes(&config.cmd),
-        working_directory: config.working_dir.clone().into_bytes(),
-    };
-    let session = Box::new(move || {
-        // An error here means that the connection was cut; whoever reads from it is told.
-        let _ = served.join();
-        drop((opened, context));
-    });
-    Ok(Prepared { ready, session })
-}
-
-/// `NAME=VALUE` as an image's configuration writes it; a name alone has an empty value.
-fn split(line: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    let mut parts = line.splitn(2, |&byte| byte == b'=');
-    let name = parts.next().filter(|name| !name.is_empty())?;
-    Some((name.to_vec(), parts.next().unwrap_or_default().to_vec()))
-}
-
-/// Where a target lies, added if it must be.
-fn placed(image: &Image, target: &Target) -> Placed {
-    match found(image, target) {
-        Ok(Some(path)) => Placed::At([b"/", path.as_slice()].concat()),
-        Ok(None) => Placed::Absent,
-        Err(err) => Placed::Impossible(err.to_string()),
-    }
-}
-
-fn found(image: &Image, target: &Target) -> Result<Option<Vec<u8>>, AddError> {
-    let kind = match target.kind {
-        TargetKind::Directory => AdditionKind::Directory,
-        TargetKind::File => AdditionKind::File,
-    };
-    if target.if_missing == IfMissing::Skip && image.resolved(&target.path)?.is_none() {
-        return Ok(None);
-    }
-    if target.covers_link {
-        let path = Path::new(OsStr::from_bytes(&target.path));
-        if let (Some(above), Some(name)) = (path.parent(), path.file_name()) {
-            let above = image.add(above.as_os_str().as_bytes(), AdditionKind::Directory)?;
-            if image.lookup(above.id, name.as_bytes())?.is_some() {
-                return Ok(Some([&above.path, name.as_bytes()].join(&b'/')));
-            }
+impl Hears for Told {
+    fn step(&self, step: serde_json::Value) {
+        // One that this version does not know is not worth failing for.
+        if let Ok(step) = serde_json::from_value(step) {
+            (self.0)(step);
         }
     }
-    Ok(Some(image.add(&target.path, kind)?.path))
+
+    fn message(&self, line: &str) {
+        // Nothing can be said where stderr is closed.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
 }
 
 /// What the user can do about an error of a container.

@@ -7,6 +7,9 @@ pub mod exec;
 pub mod index;
 pub mod inspect;
 pub mod mount;
+pub mod ps;
+pub mod serve;
+pub mod stop;
 pub mod umount;
 
 use sifon_mount::daemon::UnmountError;

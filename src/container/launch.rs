@@ -3,15 +3,16 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use super::binds;
+use super::client::{Hears, Server};
 use super::environment::{self, Sources};
 use super::error::Error;
 use super::identity::Identity;
 use super::namespaces::{self, Privilege};
 use super::plan::Plan;
 use super::process;
-use super::server::Server;
 use super::wire::{Ready, Request, Target};
 
 /// A program that is to run in an image.
@@ -24,10 +25,12 @@ pub struct Launch<'a> {
     pub environment: Sources,
     /// The settings with which the server opens the image.
     pub settings: serde_json::Value,
-    /// The image as the user named it.
+    /// The image, in words that do not depend on a directory.
     pub image: OsString,
-    /// Hears how far the opening of the image is. Must start no thread.
-    pub on_progress: &'a dyn Fn(serde_json::Value),
+    /// How long the image stays mounted after its last program.
+    pub linger: Duration,
+    /// Hears how far the opening of the image is.
+    pub hears: &'a dyn Hears,
 }
 
 impl Launch<'_> {
@@ -44,9 +47,11 @@ impl Launch<'_> {
             settings: self.settings,
             image: self.image,
             targets: targets(self.plan),
+            linger: self.linger,
         };
-        let (ready, joinable) = server.ask(&request, self.on_progress)?;
+        let (ready, joinable, joining) = server.ask(request, privilege, self.hears)?;
         let image = namespaces::join(joinable)?;
+        joining.done()?;
         binds::make(&image, &self.plan.binds, &ready.targets, self.identity)?;
         namespaces::change_root(&image)?;
         drop(image);

@@ -140,6 +140,9 @@ impl Machine {
         command
             .arg(program)
             .env(MARK, &self.mark)
+            // A server of its own for each, gone with its programs.
+            .env("SLURM_JOB_ID", &self.mark)
+            .env("SIFON_LINGER", "0")
             .env(
                 "SIFON_STORE",
                 self.directory().join(format!("store-{}", self.uid())),

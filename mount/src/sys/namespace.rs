@@ -10,6 +10,11 @@ pub fn unshare_user_and_mounts() -> io::Result<()> {
     unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
 }
 
+/// Moves this process into a new user namespace.
+pub fn unshare_user() -> io::Result<()> {
+    unshare(UnshareFlags::NEWUSER)
+}
+
 /// Moves this process into a copy of its mount namespace.
 pub fn unshare_mounts() -> io::Result<()> {
     unshare(UnshareFlags::NEWNS)
