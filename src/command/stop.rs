@@ -14,6 +14,9 @@ pub struct Args {
     /// Even if programs run in them
     #[arg(short, long)]
     force: bool,
+    /// Only those of this job, as `sifon ps` names it
+    #[arg(long, value_name = "JOB")]
+    job: Option<String>,
 }
 
 /// Stops every server of this user that can be reached from here.
@@ -23,6 +26,12 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         let Ok(Some(server)) = Server::at(stream) else {
             continue;
         };
+        if let Some(job) = &args.job {
+            match server.status() {
+                Ok(Some(status)) if status.job == *job => {}
+                _ => continue,
+            }
+        }
         let Ok(Some(status)) = server.stop(args.force) else {
             continue;
         };

@@ -297,11 +297,13 @@ impl Server {
         stream.set_read_timeout(Some(CLIENT_LIMIT))?;
         stream.set_write_timeout(Some(CLIENT_LIMIT))?;
         wire::send(stream.as_fd(), &Reply::Welcome, &[])?;
-        match wire::receive::<Ask>(stream.as_fd())? {
-            None => Ok(()),
-            Some((Ask::Status, _)) => {
-                wire::send(stream.as_fd(), &Reply::Status(self.status()), &[])
-            }
+        let mut ask = wire::receive::<Ask>(stream.as_fd())?;
+        while let Some((Ask::Status, _)) = ask {
+            wire::send(stream.as_fd(), &Reply::Status(self.status()), &[])?;
+            ask = wire::receive::<Ask>(stream.as_fd())?;
+        }
+        match ask {
+            None | Some((Ask::Status, _)) => Ok(()),
             Some((Ask::Stop { even_if_used }, _)) => {
                 let status = self.status();
                 let is_used = status.images.iter().any(|image| !image.clients.is_empty());
@@ -526,15 +528,16 @@ impl Server {
     }
 
     fn status(&self) -> Status {
-        let state = self.state();
-        let images = state.images.values().filter_map(|slot| match slot {
+        let mut state = self.state();
+        let images = state.images.values_mut().filter_map(|slot| match slot {
             Slot::Mounted(mounted) => Some(ImageStatus {
                 image: mounted.shared.image.clone(),
                 digest: mounted.shared.digest.clone(),
                 clients: mounted
                     .clients
-                    .iter()
-                    .map(|client| client.pid().as_raw_nonzero().get().unsigned_abs())
+                    .iter_mut()
+                    .filter_map(|client| client.lives().then_some(client.pid()))
+                    .map(|pid| pid.as_raw_nonzero().get().unsigned_abs())
                     .collect(),
                 idle: mounted.idle_since.map(|since| since.elapsed()),
             }),

@@ -9,4 +9,5 @@ mod environment;
 mod hostile;
 mod leftovers;
 mod process;
+mod server;
 mod view;
