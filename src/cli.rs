@@ -9,7 +9,7 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, demo, exec, hint, index, inspect, mount, ps, serve, stop, umount};
+use crate::command::{cache, compact, demo, exec, hint, index, inspect, mount, ps, run, serve, shell, stop, umount};
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
@@ -46,6 +46,8 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Exec(exec::Args),
+    Run(run::Args),
+    Shell(shell::Args),
     Ps(ps::Args),
     Stop(stop::Args),
     Compact(compact::Args),
@@ -234,6 +236,8 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(args),
         Command::Exec(args) => exec::run(&context, args),
+        Command::Run(args) => run::run(&context, args),
+        Command::Shell(args) => shell::run(&context, args),
         Command::Ps(args) => ps::run(args),
         Command::Stop(args) => stop::run(args),
         Command::Compact(args) => compact::run(&context, args),

@@ -5,10 +5,14 @@ pub mod compact;
 pub mod demo;
 pub mod exec;
 pub mod index;
+mod gpu;
 pub mod inspect;
 pub mod mount;
+pub mod program;
 pub mod ps;
+pub mod run;
 pub mod serve;
+pub mod shell;
 pub mod stop;
 pub mod umount;
 
@@ -30,7 +34,7 @@ pub fn hint(error: &Error) -> Option<String> {
     if let Some(err) = error.downcast_ref::<OpenError>() {
         return err.hint();
     }
-    exec::hint(error)
+    program::hint(error)
         .or_else(|| mount::hint(error))
         .or_else(|| compact::hint(error))
         .or_else(|| demo::hint(error))

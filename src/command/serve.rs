@@ -14,6 +14,7 @@ use sifon_mount::reference::Reference;
 use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
 
+use crate::container::client::KIND;
 use crate::container::images::{Images, Opening, Refusal, Shown};
 use crate::container::meeting::Group;
 use crate::container::server::{self, Serving};
@@ -23,6 +24,9 @@ use crate::setting::{Error, Settings, environment};
 
 /// The hidden verb of this process.
 pub const VERB: &str = "serve-images";
+
+/// The kind of server in whose user namespace the caller is root.
+pub const ROOT_INSIDE: &str = "root";
 
 /// A log longer than this begins anew.
 const LOG_BYTES_LIMIT: u64 = 1 << 20;
@@ -39,7 +43,8 @@ pub fn run() -> ExitCode {
 }
 
 fn serve(listener: UnixListener) -> io::Result<()> {
-    let group = Group::of_caller("")?;
+    let kind = std::env::var(KIND).unwrap_or_default();
+    let group = Group::of_caller(&kind)?;
     let log =
         log_directory().map(|directory| directory.join(format!("{}.log", group.short_name())));
     let sink = Arc::new(Log {
@@ -56,6 +61,7 @@ fn serve(listener: UnixListener) -> io::Result<()> {
         images: Box::new(images),
         log,
         job: group.job,
+        is_root_inside: kind == ROOT_INSIDE,
     };
     server::serve(listener, serving)
 }

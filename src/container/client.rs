@@ -21,6 +21,9 @@ const WELCOME_LIMIT: Duration = Duration::from_secs(30);
 /// How often a server is looked for that is just leaving.
 const TRIES: u32 = 8;
 
+/// The variable that tells a server of which kind it is to be.
+pub const KIND: &str = "SIFON_SERVER_KIND";
+
 /// A connection to a server.
 #[derive(Debug)]
 pub struct Server {
@@ -38,15 +41,16 @@ pub trait Hears {
 }
 
 impl Server {
-    /// Connects to the server of `group`; if there is none, starts this program again with `verb`, whose implementation serves.
-    pub fn reach(group: &Group, verb: &str) -> Result<Self, Error> {
+    /// Connects to the server of `group`; if there is none, starts this program again with `verb`, whose implementation serves; `kind`
+    /// is in its environment.
+    pub fn reach(group: &Group, verb: &str, kind: &str) -> Result<Self, Error> {
         let failed = |err| Error::system("the images' server", err);
         for _ in 0..TRIES {
             let (stream, starter) = match group.meet().map_err(failed)? {
                 Met::Server(stream) => (stream, None),
                 Met::Nobody(listener) => {
                     let address = listener.local_addr().map_err(failed)?;
-                    let starter = start(verb, listener.into())?;
+                    let starter = start(verb, kind, listener.into())?;
                     let stream = UnixStream::connect_addr(&address).map_err(failed)?;
                     (stream, Some(starter))
                 }
@@ -199,7 +203,7 @@ impl Joining {
 }
 
 /// Starts this program again, as the server that listens at `listener`.
-fn start(verb: &str, listener: OwnedFd) -> Result<Child, Error> {
+fn start(verb: &str, kind: &str, listener: OwnedFd) -> Result<Child, Error> {
     let mut command = Command::new("/proc/self/exe");
     // They come with each request; in /proc they would be seen as long as the server lives.
     for variable in Credentials::variables() {
@@ -208,6 +212,7 @@ fn start(verb: &str, listener: OwnedFd) -> Result<Child, Error> {
     command
         .arg0("sifon")
         .arg(verb)
+        .env(KIND, kind)
         .stdin(Stdio::from(listener))
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -19,7 +19,10 @@ pub mod wire;
 pub mod namespaces;
 
 pub mod binds;
+mod devices;
 pub mod process;
+pub mod supervise;
+pub mod writable;
 
 pub mod clients;
 pub mod meeting;

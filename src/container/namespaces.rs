@@ -101,7 +101,7 @@ pub fn create(
                 let numbers = own_numbers();
                 namespace::unshare_user_and_mounts()
                     .map_err(|err| forbidden("new user namespace", err))?;
-                map(numbers)?;
+                map(numbers, numbers)?;
                 Some(namespace_file("/proc/self/ns/user")?)
             }
         };
@@ -143,16 +143,19 @@ fn in_another_process(
     }
 }
 
-/// A new user namespace in which the caller is mapped as `privilege` says; none for root. This process stays in its own, and must
+/// A new user namespace in which the caller has the numbers `inside`, and nobody else exists; none for root. This process stays in its own, and must
 /// have a single thread.
-pub fn new_user_namespace(privilege: Privilege) -> Result<Option<OwnedFd>, Error> {
+pub fn new_user_namespace(
+    privilege: Privilege,
+    inside: (u32, u32),
+) -> Result<Option<OwnedFd>, Error> {
     match privilege {
         Privilege::Root => Ok(None),
         Privilege::User => {
             let made = in_another_process(|| {
                 let numbers = own_numbers();
                 namespace::unshare_user().map_err(|err| forbidden("new user namespace", err))?;
-                map(numbers)?;
+                map(inside, numbers)?;
                 Ok(vec![namespace_file("/proc/self/ns/user")?])
             })?;
             Ok(made.into_iter().next())
@@ -254,21 +257,21 @@ fn report(socket: &OwnedFd, made: &[OwnedFd]) -> Result<(), Error> {
 }
 
 /// Who this process runs as, in the numbers of its user namespace.
-fn own_numbers() -> (u32, u32) {
+pub fn own_numbers() -> (u32, u32) {
     (
         rustix::process::geteuid().as_raw(),
         rustix::process::getegid().as_raw(),
     )
 }
 
-/// In a new user namespace: user and group of these numbers are themselves, and nobody else exists.
-fn map((uid, gid): (u32, u32)) -> Result<(), Error> {
+/// In a new user namespace: user and group of the numbers `outside` have the numbers `inside`, and nobody else exists.
+fn map(inside: (u32, u32), outside: (u32, u32)) -> Result<(), Error> {
     // A user without privileges may map groups only after giving up setgroups(2); the caller's
     // supplementary groups stay as they are.
     for (file, content) in [
         ("/proc/self/setgroups", "deny".to_owned()),
-        ("/proc/self/uid_map", format!("{uid} {uid} 1")),
-        ("/proc/self/gid_map", format!("{gid} {gid} 1")),
+        ("/proc/self/uid_map", format!("{} {} 1", inside.0, outside.0)),
+        ("/proc/self/gid_map", format!("{} {} 1", inside.1, outside.1)),
     ] {
         fs::write(file, content).map_err(|err| forbidden(file, err))?;
     }
@@ -342,9 +345,11 @@ pub fn change_root(image: &OwnedFd) -> Result<(), Error> {
     rustix::process::fchdir(image).map_err(failed)?;
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => {
-            // The host's root lies on top of the image now.
+            // The host's root lies on top of the image now, perhaps with something on top of itself, which goes first.
             rustix::process::fchdir(&host).map_err(failed)?;
             rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed)?;
+            while rustix::mount::unmount(".", UnmountFlags::DETACH).is_ok() {}
+            require_that_nothing_lies_above()?;
         }
         // A host that runs from its initial RAM file system has no mount to exchange. The image is
         // on top of it already.
@@ -352,6 +357,21 @@ pub fn change_root(image: &OwnedFd) -> Result<(), Error> {
         Err(err) => return Err(failed(err)),
     }
     rustix::process::chdir("/").map_err(failed)
+}
+
+/// Fails if the way up from the root directory leads anywhere else.
+fn require_that_nothing_lies_above() -> Result<(), Error> {
+    let of = |path: &str| {
+        rustix::fs::stat(path)
+            .map(|found| (found.st_dev, found.st_ino))
+            .map_err(|err| Error::system("the new root directory", err))
+    };
+    match of("/")? == of("/..")? {
+        true => Ok(()),
+        false => Err(Error::Refused(
+            "change of the root directory: the host's is still there".into(),
+        )),
+    }
 }
 
 /// Mounts a FUSE file system on `target` for the programs of this caller, and gives its connection.

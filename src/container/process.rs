@@ -41,13 +41,17 @@ pub fn enter_directory(directories: &[PathBuf]) -> Result<PathBuf, Error> {
     ))
 }
 
-/// Gives up what joining the namespaces needed. Root keeps its rights on the machine.
-pub fn drop_privileges(privilege: Privilege) -> Result<(), Error> {
+/// Gives up what joining the namespaces needed. Root keeps its rights on the machine, and the one who is to be root in the
+/// container those on the container.
+pub fn drop_privileges(privilege: Privilege, is_root_inside: bool) -> Result<(), Error> {
     let failed = |err| Error::system("giving up privileges", err);
     if privilege == Privilege::Root {
         return Ok(());
     }
     rustix::thread::set_no_new_privs(true).map_err(failed)?;
+    if is_root_inside {
+        return Ok(());
+    }
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),

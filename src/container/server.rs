@@ -46,6 +46,8 @@ pub struct Serving {
     pub log: Option<PathBuf>,
     /// Whose images they are, for people.
     pub job: String,
+    /// Whether the user is root in the user namespace.
+    pub is_root_inside: bool,
 }
 
 struct Server {
@@ -53,6 +55,8 @@ struct Server {
     log: Option<PathBuf>,
     job: String,
     privilege: Privilege,
+    /// User and group that the user is there.
+    inside: (u32, u32),
     /// In which clients mount and run; or why there is none.
     user: Result<Option<OwnedFd>, Error>,
     started: Instant,
@@ -121,7 +125,11 @@ pub fn begin() -> io::Result<UnixListener> {
 pub fn serve(listener: UnixListener, serving: Serving) -> io::Result<()> {
     let privilege = Privilege::of_caller();
     // While there is one thread.
-    let user = namespaces::new_user_namespace(privilege);
+    let inside = match serving.is_root_inside {
+        true => (0, 0),
+        false => namespaces::own_numbers(),
+    };
+    let user = namespaces::new_user_namespace(privilege, inside);
     let (wake, waker) = rustix::pipe::pipe_with(
         rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
     )?;
@@ -131,6 +139,7 @@ pub fn serve(listener: UnixListener, serving: Serving) -> io::Result<()> {
         log: serving.log,
         job: serving.job,
         privilege,
+        inside,
         user,
         started: Instant::now(),
         waker,
@@ -466,8 +475,8 @@ impl Server {
         let owners = match self.privilege {
             Privilege::Root => Owners::AsInImage,
             Privilege::User => Owners::Caller {
-                uid: rustix::process::geteuid().as_raw(),
-                gid: rustix::process::getegid().as_raw(),
+                uid: self.inside.0,
+                gid: self.inside.1,
             },
         };
         let view = View {
