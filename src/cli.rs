@@ -34,6 +34,12 @@ const USAGE: u8 = 1;
 #[derive(Debug, Parser)]
 #[command(name = "sifon", version, verbatim_doc_comment)]
 struct Cli {
+    /// As --quiet, in Singularity's words; before the command only
+    #[arg(short, long, hide = true)]
+    silent: bool,
+    /// No colours: there are none
+    #[arg(long, hide = true)]
+    nocolor: bool,
     #[command(flatten)]
     settings: SettingArgs,
     #[command(subcommand)]
@@ -76,6 +82,32 @@ fn as_helper() -> Option<ExitCode> {
         }
         _ => None,
     }
+}
+
+/// The version of Apptainer that this command line follows; programs that start containers read it.
+const APPTAINER_VERSION: &str = "1.4.5";
+
+/// What a program that is called `singularity` or `apptainer` says of its version: scripts and workflow engines parse that. `None` if it is not
+/// called so, or asked for something else.
+fn as_another_name() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let name = PathBuf::from(arguments.next()?);
+    let name = name.file_name()?.to_str()?;
+    if !matches!(name, "singularity" | "apptainer") {
+        return None;
+    }
+    let first = arguments.next()?;
+    let text = match first.to_str()? {
+        "--version" => format!(
+            "apptainer version {APPTAINER_VERSION} (sifon {})\n",
+            env!("CARGO_PKG_VERSION")
+        ),
+        "version" if arguments.next().is_none() => format!("{APPTAINER_VERSION}\n"),
+        _ => return None,
+    };
+    // Whoever closed stdout does not want it.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    Some(ExitCode::SUCCESS)
 }
 
 /// Options of every command.
@@ -218,6 +250,9 @@ pub fn main() -> ExitCode {
     if let Some(status) = as_helper() {
         return status;
     }
+    if let Some(status) = as_another_name() {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(err) => {
@@ -230,7 +265,11 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let context = Context::new(cli.settings.resolved());
+    let mut settings = cli.settings.resolved();
+    if cli.silent {
+        settings.verbosity = Verbosity::Quiet;
+    }
+    let context = Context::new(settings);
     let done = match &cli.command {
         Command::Demo(args) => demo::run(&context, args),
         Command::Mount(args) => mount::run(&context, args),

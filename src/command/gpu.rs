@@ -177,9 +177,7 @@ impl Driver {
             let base = name.split(".so").next().unwrap_or_default();
             let is_wanted = self.libraries.contains(&base);
             let name = PathBuf::from(OsStr::from_bytes(name.as_bytes()));
-            if is_wanted
-                && kind.contains(MACHINE)
-                && !found.iter().any(|(known, _)| *known == name)
+            if is_wanted && kind.contains(MACHINE) && !found.iter().any(|(known, _)| *known == name)
             {
                 found.push((name, PathBuf::from(path)));
             }
@@ -217,7 +215,10 @@ mod tests {
              garbage\n"
         );
         let found = NVIDIA.libraries_in(listed.as_bytes());
-        let expected = (PathBuf::from("libcuda.so.1"), PathBuf::from("/lib/libcuda.so.1"));
+        let expected = (
+            PathBuf::from("libcuda.so.1"),
+            PathBuf::from("/lib/libcuda.so.1"),
+        );
         assert_eq!(found, [expected]);
     }
 }

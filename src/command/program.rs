@@ -198,7 +198,9 @@ impl Args {
         args.pwd = args
             .pwd
             .or_else(|| variable("PWD").or_else(|| variable("CWD")).map(Into::into));
-        args.env_file = args.env_file.or_else(|| variable("ENV_FILE").map(Into::into));
+        args.env_file = args
+            .env_file
+            .or_else(|| variable("ENV_FILE").map(Into::into));
         if args.overlay.is_empty() {
             args.overlay = listed(variable("OVERLAY"));
         }
@@ -269,7 +271,9 @@ impl Args {
             .collect::<Result<Vec<_>, Error>>()?;
         let writable = overlays.iter().filter(|overlay| !overlay.is_read_only);
         if writable.count() > 1 {
-            return Err("--overlay: only one directory can be written to; add :ro to the others".into());
+            return Err(
+                "--overlay: only one directory can be written to; add :ro to the others".into(),
+            );
         }
         Ok(Writable {
             in_memory: self.writable_tmpfs,
@@ -372,7 +376,7 @@ fn start(
     };
     // It starts while this process finds out the rest.
     let server = Server::reach(&group, serve::VERB, kind(args))?;
-    let identity = match args.fakeroot {
+    let mut identity = match args.fakeroot {
         true => Identity::root()?,
         false => Identity::of_caller()?,
     };
@@ -380,6 +384,9 @@ fn start(
         .ok()
         .filter(|directory| directory.is_absolute());
     let options = args.options(binds)?;
+    if let (Some((_, target)), Some(user)) = (&options.home, &mut identity.user) {
+        user.home = target.as_os_str().as_bytes().to_vec();
+    }
     for path in options.scratch.iter().filter(|_| args.workdir.is_some()) {
         if let Some(work_directory) = &options.work_directory {
             fs::create_dir_all(work_directory.join(format!("scratch/{}", path.display())))?;
@@ -466,7 +473,9 @@ fn words(
         Action::Shell(shell, arguments) => {
             let mut words = match shell {
                 Some(shell) => vec![shell.into_os_string()],
-                None if Path::new("/bin/bash").exists() => vec!["/bin/bash".into(), "--norc".into()],
+                None if Path::new("/bin/bash").exists() => {
+                    vec!["/bin/bash".into(), "--norc".into()]
+                }
                 None => vec!["/bin/sh".into()],
             };
             words.extend(arguments);

@@ -59,7 +59,7 @@ pub fn mounts(text: &OsStr) -> Result<Vec<BindRequest>, BindError> {
 }
 
 fn mount(line: &[u8]) -> Result<BindRequest, &'static str> {
-    let (mut source, mut target, mut is_bind, mut is_read_only) = (None, None, false, false);
+    let (mut source, mut target, mut is_bind, mut is_read_only) = (None, None, true, false);
     for field in quoted_fields(line) {
         let mut parts = field.splitn(2, |&byte| byte == b'=');
         let key = parts.next().unwrap_or_default();
@@ -221,16 +221,25 @@ mod tests {
     #[test]
     fn mounts_are_read_as_lines_of_words() {
         for (text, expected) in [
-            ("type=bind,source=/a,destination=/b", bind("/a", "/b", false)),
+            (
+                "type=bind,source=/a,destination=/b",
+                bind("/a", "/b", false),
+            ),
+            ("src=/a,dst=/b", bind("/a", "/b", false)),
             ("type=bind,src=/a,dst=/b,ro", bind("/a", "/b", true)),
-            ("type=bind,src=/a,target=/b,readonly=false", bind("/a", "/b", false)),
+            (
+                "type=bind,src=/a,target=/b,readonly=false",
+                bind("/a", "/b", false),
+            ),
             (r#"type=bind,"src=/a,b",dst=/c"#, bind("/a,b", "/c", false)),
-            (r#"type=bind,"src=/a""b",dst=/c"#, bind("/a\"b", "/c", false)),
+            (
+                r#"type=bind,"src=/a""b",dst=/c"#,
+                bind("/a\"b", "/c", false),
+            ),
         ] {
             assert_eq!(mounts(OsStr::new(text)), Ok(vec![expected]), "{text}");
         }
         for text in [
-            "src=/a,dst=/b",
             "type=tmpfs,dst=/b",
             "type=bind,dst=/b",
             "type=bind,src=/a",

@@ -264,7 +264,7 @@ pub fn evaluated(value: &[u8], variables: &Variables) -> Vec<u8> {
 }
 
 /// The variables in a file of `--env-file`: `NAME=VALUE` on each line, perhaps after `export`, the value perhaps between quotes; lines
-/// that begin with `#` and those that say something else are passed over.
+/// that begin with `#` and those that say something else are passed over. Names of earlier variables of the file stand for them.
 pub fn file(text: &[u8]) -> Variables {
     let mut variables = Variables::new();
     for line in text.split(|&byte| byte == b'\n') {
@@ -277,9 +277,39 @@ pub fn file(text: &[u8]) -> Variables {
         if line.starts_with(b"#") || !is_name(name) || name.contains(&b' ') {
             continue;
         }
-        variables.push((name.to_vec(), unquoted(value)));
+        let value = unquoted(value);
+        let value = expanded_where(&value, |name| {
+            let earlier = variables.iter().rfind(|(known, _)| known == name);
+            earlier.map(|(_, value)| value.clone())
+        });
+        variables.push((name.to_vec(), value));
     }
     variables
+}
+
+/// `value` with those names replaced for which `known` has a value.
+fn expanded_where(value: &[u8], known: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        plain.push(byte);
+        match (byte, named(after)) {
+            (b'$', Some((name, after))) => {
+                if let Some(value) = known(name) {
+                    plain.pop();
+                    plain.extend_from_slice(&value);
+                    rest = after;
+                }
+            }
+            (b'\\', _) if after.first() == Some(&b'$') => {
+                plain.push(b'$');
+                rest = &after[1..];
+            }
+            _ => {}
+        }
+    }
+    plain
 }
 
 /// Without the quotes around it; between single ones a dollar sign is itself.
@@ -405,7 +435,7 @@ mod tests {
     #[test]
     fn a_file_of_variables_is_read_line_by_line() {
         let text = b"# comment\nA=1\n export B = 2\nexport C=\"x $A\"\nD='$A'\n\nnothing\nE=\n";
-        let expected = list(&[("A", "1"), ("C", "x $A"), ("D", "\\$A"), ("E", "")]);
+        let expected = list(&[("A", "1"), ("C", "x 1"), ("D", "\\$A"), ("E", "")]);
         assert_eq!(file(text), expected);
         let sources = Sources {
             asked: file(text),

@@ -93,9 +93,7 @@ impl Launch<'_> {
         self.isolation.begin()?;
         let report = self.report;
         match self.isolation.processes {
-            true => {
-                supervise::supervised(|| self.inside(privilege, &ready, &image, words), report)
-            }
+            true => supervise::supervised(|| self.inside(privilege, &ready, &image, words), report),
             false => self.inside(privilege, &ready, &image, words),
         }
     }

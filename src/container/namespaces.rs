@@ -270,8 +270,14 @@ fn map(inside: (u32, u32), outside: (u32, u32)) -> Result<(), Error> {
     // supplementary groups stay as they are.
     for (file, content) in [
         ("/proc/self/setgroups", "deny".to_owned()),
-        ("/proc/self/uid_map", format!("{} {} 1", inside.0, outside.0)),
-        ("/proc/self/gid_map", format!("{} {} 1", inside.1, outside.1)),
+        (
+            "/proc/self/uid_map",
+            format!("{} {} 1", inside.0, outside.0),
+        ),
+        (
+            "/proc/self/gid_map",
+            format!("{} {} 1", inside.1, outside.1),
+        ),
     ] {
         fs::write(file, content).map_err(|err| forbidden(file, err))?;
     }

@@ -341,7 +341,12 @@ fn current_directory(binds: &[Bind], options: &Options, host: &Host<'_>) -> Opti
             .any(|virtual_| directory.starts_with(virtual_));
     let is_home = host.identity.home().as_deref() == Some(directory);
     let is_unwanted = options.is_contained || options.leaves_out("cwd");
-    if is_unwanted || is_seen || is_covered || is_the_systems || (options.is_without_home && is_home) {
+    if is_unwanted
+        || is_seen
+        || is_covered
+        || is_the_systems
+        || (options.is_without_home && is_home)
+    {
         return None;
     }
     optional(host, directory)

@@ -8,6 +8,8 @@ mod machine;
 mod environment;
 mod hostile;
 mod leftovers;
+mod options;
+mod oracle;
 mod process;
 mod server;
 mod view;
