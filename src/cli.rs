@@ -9,7 +9,7 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, demo, exec, hint, index, inspect, mount, ps, run, serve, shell, stop, umount};
+use crate::command::{cache, compact, demo, exec, hint, index, inspect, instance, mount, ps, run, serve, shell, stop, umount};
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};
@@ -54,6 +54,7 @@ enum Command {
     Exec(exec::Args),
     Run(run::Args),
     Shell(shell::Args),
+    Instance(instance::Args),
     Ps(ps::Args),
     Stop(stop::Args),
     Compact(compact::Args),
@@ -277,6 +278,7 @@ pub fn main() -> ExitCode {
         Command::Exec(args) => exec::run(&context, args),
         Command::Run(args) => run::run(&context, args),
         Command::Shell(args) => shell::run(&context, args),
+        Command::Instance(args) => instance::run(&context, args),
         Command::Ps(args) => ps::run(args),
         Command::Stop(args) => stop::run(args),
         Command::Compact(args) => compact::run(&context, args),

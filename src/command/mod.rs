@@ -7,6 +7,7 @@ pub mod exec;
 pub mod index;
 mod gpu;
 pub mod inspect;
+pub mod instance;
 pub mod mount;
 pub mod program;
 pub mod ps;

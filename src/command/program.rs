@@ -17,6 +17,7 @@ use crate::container::bind::{self, BindRequest};
 use crate::container::client::{Hears, Server};
 use crate::container::environment::{self, Sources, Variables};
 use crate::container::identity::Identity;
+use crate::container::instance::{self, Detached, Register};
 use crate::container::launch::{Isolation, Launch};
 use crate::container::meeting::Group;
 use crate::container::plan::{self, Host, Options, TargetKind};
@@ -143,6 +144,8 @@ pub enum Action {
     Exec(Vec<OsString>),
     /// What the image names, with these arguments: `run`.
     Run(Vec<OsString>),
+    /// What an image has for instances, with these arguments; else nothing.
+    Instance(Vec<OsString>),
     /// A shell, this one or the image's, with these arguments: `shell`.
     Shell(Option<PathBuf>, Vec<OsString>),
 }
@@ -153,6 +156,7 @@ impl Action {
             Self::Exec(_) => "exec",
             Self::Run(_) => "run",
             Self::Shell(..) => "shell",
+            Self::Instance(_) => "start",
         }
     }
 }
@@ -164,7 +168,21 @@ pub fn run(
     image: &OsStr,
     action: Action,
 ) -> Result<ExitCode, Error> {
-    match start(context, &args.resolved(), image, action)? {}
+    match start(context, &args.resolved(), image, action, None)? {}
+}
+
+/// Becomes an instance: the program goes on by itself once `detached` was told that it begins. Returns only if that fails.
+pub fn become_instance(
+    context: &Context,
+    args: &Args,
+    image: &OsStr,
+    action: Action,
+    detached: Detached,
+) -> Result<Infallible, Error> {
+    let mut args = args.resolved();
+    args.pid = true;
+    args.linger = 0;
+    start(context, &args, image, action, Some(detached))
 }
 
 impl Args {
@@ -222,6 +240,11 @@ impl Args {
         args
     }
 
+    /// Whether the user is root inside.
+    pub fn is_root_inside(&self) -> bool {
+        self.resolved().fakeroot
+    }
+
     fn requested_binds(&self) -> Result<(Vec<BindRequest>, Vec<u8>), Error> {
         let mut texts = self.bind.clone();
         for suffix in ["BIND", "BINDPATH"] {
@@ -260,6 +283,36 @@ impl Args {
             driver,
             devices,
             directory: self.pwd.clone(),
+        })
+    }
+
+    fn environment(
+        &self,
+        image: &OsStr,
+        action: &Action,
+        home: Option<&Path>,
+        bind: Vec<u8>,
+    ) -> Result<Sources, Error> {
+        let mut asked = Variables::new();
+        if let Some(file) = &self.env_file {
+            let text =
+                fs::read(file).map_err(|err| format!("--env-file {}: {err}", file.display()))?;
+            asked.extend(environment::file(&text));
+        }
+        asked.extend(assignments(&self.env)?);
+        Ok(Sources {
+            host: std::env::vars_os()
+                .map(|(name, value)| (name.into_vec(), value.into_vec()))
+                .collect(),
+            image: Variables::new(),
+            asked,
+            is_clean: self.cleanenv,
+            is_literal: self.no_eval,
+            home: home.map(|home| home.as_os_str().as_bytes().to_vec()),
+            name: name_of(image.as_bytes()).to_vec(),
+            container: image.as_bytes().to_vec(),
+            bind,
+            command: action.verb().into(),
         })
     }
 
@@ -364,7 +417,11 @@ fn start(
     args: &Args,
     image: &OsStr,
     action: Action,
+    detached: Option<Detached>,
 ) -> Result<Infallible, Error> {
+    if let Some(name) = image.as_bytes().strip_prefix(b"instance://") {
+        return join(args, OsStr::from_bytes(name), action);
+    }
     let reference = parsed(image)?;
     if args.net && args.network.as_deref() != Some("none") {
         return Err("--net: without root only --network none can be had".into());
@@ -398,29 +455,7 @@ fn start(
         kind_of: &kind_of,
     };
     let plan = plan::plan(&options, &host)?;
-    let mut asked = Variables::new();
-    if let Some(file) = &args.env_file {
-        let text = fs::read(file).map_err(|err| format!("--env-file {}: {err}", file.display()))?;
-        asked.extend(environment::file(&text));
-    }
-    asked.extend(assignments(&args.env)?);
-    let environment = Sources {
-        host: std::env::vars_os()
-            .map(|(name, value)| (name.into_vec(), value.into_vec()))
-            .collect(),
-        image: Variables::new(),
-        asked,
-        is_clean: args.cleanenv,
-        is_literal: args.no_eval,
-        home: plan
-            .home
-            .as_deref()
-            .map(|home| home.as_os_str().as_bytes().to_vec()),
-        name: name_of(image.as_bytes()).to_vec(),
-        container: image.as_bytes().to_vec(),
-        bind: bind_text,
-        command: action.verb().into(),
-    };
+    let environment = args.environment(image, &action, plan.home.as_deref(), bind_text)?;
     let progress = context.output.progress();
     let launch = Launch {
         identity: &identity,
@@ -443,6 +478,7 @@ fn start(
         umask: args.no_umask.then_some(0o022),
         starts_where_image_says: args.oci_defaults && args.pwd.is_none(),
         is_root_inside: args.fakeroot,
+        detached,
         hears: &Told(progress),
         report: &|error| fatal(&error, error.hint()),
     };
@@ -450,6 +486,41 @@ fn start(
     Ok(launch.become_program(server, |ready, variables| {
         words(action, ready, variables, is_literal)
     })?)
+}
+
+/// Becomes a program in an instance.
+fn join(args: &Args, name: &OsStr, action: Action) -> Result<Infallible, Error> {
+    let shown = name.display();
+    let instance = name
+        .to_str()
+        .filter(|name| instance::is_name(name))
+        .and_then(|name| register().find(name))
+        .ok_or_else(|| format!("no instance found with name {shown}"))?;
+    let identity = Identity::of_caller()?;
+    let home = identity.home();
+    let image = OsString::from(&instance.image);
+    let environment = args.environment(&image, &action, home.as_deref(), Vec::new())?;
+    let directories = match &args.pwd {
+        Some(directory) => vec![directory.clone()],
+        None => {
+            let here = std::env::current_dir().ok();
+            here.into_iter()
+                .chain(home)
+                .chain([PathBuf::from("/")])
+                .collect()
+        }
+    };
+    let is_literal = args.no_eval;
+    let words = |ready: &Ready, variables: &Variables| words(action, ready, variables, is_literal);
+    let report = |error: container::Error| fatal(&error, error.hint());
+    Ok(instance.become_program(environment, &directories, words, &report)?)
+}
+
+/// Where this user's instances are.
+pub fn register() -> Register {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".sifon"));
+    let directory = variable("CONFIGDIR").map(PathBuf::from).or_else(home);
+    Register::below(&directory.unwrap_or_else(std::env::temp_dir))
 }
 
 /// Which users there are in the server's user namespace.
@@ -470,6 +541,15 @@ fn words(
     match action {
         Action::Exec(words) => Ok(words),
         Action::Run(arguments) => run_words(arguments, ready, variables, is_literal),
+        Action::Instance(arguments) => {
+            const SCRIPT: &str = "/.singularity.d/startscript";
+            let mut words: Vec<OsString> = Vec::new();
+            if Path::new(SCRIPT).exists() {
+                words.push(SCRIPT.into());
+                words.extend(arguments);
+            }
+            Ok(words)
+        }
         Action::Shell(shell, arguments) => {
             let mut words = match shell {
                 Some(shell) => vec![shell.into_os_string()],

@@ -15,6 +15,7 @@ use super::client::{Hears, Server};
 use super::environment::{self, Sources, Variables};
 use super::error::Error;
 use super::identity::Identity;
+use super::instance::Detached;
 use super::namespaces::{self, Privilege};
 use super::plan::Plan;
 use super::process;
@@ -46,6 +47,8 @@ pub struct Launch<'a> {
     pub starts_where_image_says: bool,
     /// Whether the caller is root in the server's user namespace, and keeps root's rights there.
     pub is_root_inside: bool,
+    /// For a container that goes on by itself; it has process numbers of its own then.
+    pub detached: Option<Detached>,
     /// Hears how far the opening of the image is.
     pub hears: &'a dyn Hears,
     /// Prints an error, in a process that nobody else would hear of it from.
@@ -69,7 +72,7 @@ pub struct Isolation {
 
 impl Launch<'_> {
     /// Waits for `server` to show the image, joins it and becomes the program whose words `words`
-    /// gives, from what the image says about itself and the program's environment. Returns only on failure. The process must have a
+    /// gives (none: it waits), from what the image says about itself and the program's environment. Returns only on failure. The process must have a
     /// single thread.
     pub fn become_program(
         self,
@@ -93,7 +96,21 @@ impl Launch<'_> {
         self.isolation.begin()?;
         let report = self.report;
         match self.isolation.processes {
-            true => supervise::supervised(|| self.inside(privilege, &ready, &image, words), report),
+            true => {
+                let detached = match &self.detached {
+                    Some(detached) => Some(detached.try_clone()?),
+                    None => None,
+                };
+                let begun = |pid: Option<_>| match &detached {
+                    Some(detached) => {
+                        detached.let_go()?;
+                        pid.map_or(Ok(()), |pid| detached.pid(pid))
+                    }
+                    None => Ok(()),
+                };
+                let inside = || self.inside(privilege, &ready, &image, words);
+                supervise::supervised(inside, report, &begun)
+            }
             false => self.inside(privilege, &ready, &image, words),
         }
     }
@@ -126,6 +143,12 @@ impl Launch<'_> {
         variables.retain(|(name, _)| name != b"PWD");
         variables.push((b"PWD".to_vec(), directory.as_os_str().as_bytes().to_vec()));
         let words = words(ready, &variables)?;
+        if let Some(detached) = &self.detached {
+            detached.ready(ready)?;
+        }
+        if words.is_empty() {
+            return Err(process::wait_for_a_signal());
+        }
         Err(process::become_program(&words, variables))
     }
 }

@@ -34,6 +34,8 @@ pub mod server;
 
 pub mod client;
 
+pub mod instance;
+
 pub mod launch;
 
 pub use error::Error;

@@ -86,6 +86,19 @@ pub fn become_program(words: &[OsString], environment: Variables) -> Error {
     Error::system(format!("exec of {}", program.display()), error)
 }
 
+/// Waits for what ends it: for a container in which other programs will be started. Nothing comes after that.
+pub fn wait_for_a_signal() -> Error {
+    let _ = rustix::thread::set_name(c"sifon-instance");
+    loop {
+        // Nothing is watched: it ends with the process.
+        if let Err(err) = rustix::event::poll(&mut [], None)
+            && err != rustix::io::Errno::INTR
+        {
+            return Error::system("waiting", err);
+        }
+    }
+}
+
 /// Where the program lies: as it is named, or in the first directory of `path` that has it. The
 /// words of a failure are Singularity's, because scripts look for them.
 fn found(name: &OsStr, path: &[u8]) -> Result<PathBuf, Error> {

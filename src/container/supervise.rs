@@ -16,11 +16,13 @@ use sifon_mount::sys::signal::{self, Signals};
 use super::error::Error;
 
 /// Runs `program`, which becomes one, as a process of a new process namespace, for which this process has called unshare(2), and
-/// ends as it does. `report` prints why `program` returned. Returns only if no process can be made; this one must have a
+/// ends as it does. `report` prints why `program` returned; `begun` is called in each process that stays
+/// above the program: in this one with the number of the other. Returns only if no process can be made; this one must have a
 /// single thread.
 pub fn supervised(
     program: impl FnOnce() -> Result<Infallible, Error>,
     report: &dyn Fn(Error),
+    begun: &dyn Fn(Option<Pid>) -> Result<(), Error>,
 ) -> Result<Infallible, Error> {
     let failed = |err| Error::system("processes of the container's own", err);
     let (tell, told) = {
@@ -29,30 +31,44 @@ pub fn supervised(
         (write, read)
     };
     let signals = Signals::to_pass_on().map_err(failed)?;
-    let first = process::fork(|| match first_process(program, report, &signals, &tell) {
-        Ok(()) => 0,
-        Err(err) => {
-            report(failed(err));
-            255
-        }
-    })
+    let first = process::fork(
+        || match first_process(program, report, begun, &signals, &tell) {
+            Ok(()) => 0,
+            Err(err) => {
+                report(failed(err));
+                255
+            }
+        },
+    )
     .map_err(failed)?;
     drop(tell);
+    begun(Some(first))?;
     let status = pass_signals_until_the_end(&signals, first).map_err(failed)?;
     end_as(&told, status).map_err(failed)
 }
 
-/// The namespace's first process: starts the program, and sees to its orphans until it has ended.
-fn first_process(
+/// Runs `program` as a child of this process, which passes signals on and ends as it does.
+pub fn below(
     program: impl FnOnce() -> Result<Infallible, Error>,
     report: &dyn Fn(Error),
-    signals: &Signals,
-    tell: &OwnedFd,
-) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    let _ = rustix::thread::set_name(c"sifon-init");
-    let program = process::fork(|| {
-        let released = signal::release().map_err(|err| Error::system("signals", err));
+) -> Result<Infallible, Error> {
+    let failed = |err| Error::system("a process in the container", err);
+    let signals = Signals::to_pass_on().map_err(failed)?;
+    let child = released(program, report).map_err(failed)?;
+    let status = pass_signals_until_the_end(&signals, child).map_err(failed)?;
+    End::of(status).follow().map_err(failed)
+}
+
+/// Starts `program`, without the signals that are waited for here, as a process that goes with this one.
+fn released(
+    program: impl FnOnce() -> Result<Infallible, Error>,
+    report: &dyn Fn(Error),
+) -> io::Result<Pid> {
+    process::fork(|| {
+        let released = rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(io::Error::from)
+            .and_then(|()| signal::release())
+            .map_err(|err| Error::system("signals", err));
         match released.and_then(|()| program()) {
             Ok(never) => match never {},
             Err(error) => {
@@ -60,7 +76,23 @@ fn first_process(
                 255
             }
         }
-    })?;
+    })
+}
+
+/// The namespace's first process: starts the program, and sees to its orphans until it has ended.
+fn first_process(
+    program: impl FnOnce() -> Result<Infallible, Error>,
+    report: &dyn Fn(Error),
+    begun: &dyn Fn(Option<Pid>) -> Result<(), Error>,
+    signals: &Signals,
+    tell: &OwnedFd,
+) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let _ = rustix::thread::set_name(c"sifon-init");
+    // Others of the user can join its namespaces.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
+    let program = released(program, report)?;
+    begun(None).map_err(io::Error::other)?;
     let status = pass_signals_until_the_end(signals, program)?;
     let end = End::of(status);
     rustix::io::write(tell, &[u8::from(end.is_signal), end.number])?;
@@ -106,6 +138,14 @@ impl End {
             number: u8::try_from(number).unwrap_or(255),
         }
     }
+
+    /// Ends this process in the same way.
+    fn follow(self) -> io::Result<Infallible> {
+        if self.is_signal {
+            signal::die_of(self.number.into())?;
+        }
+        std::process::exit(self.number.into())
+    }
 }
 
 /// Ends this process as the program ended, of which its first process told; `status` is that of the first process.
@@ -119,8 +159,5 @@ fn end_as(told: &OwnedFd, status: WaitStatus) -> io::Result<Infallible> {
         // It was killed, or could not begin.
         _ => End::of(status),
     };
-    if end.is_signal {
-        signal::die_of(end.number.into())?;
-    }
-    std::process::exit(end.number.into())
+    end.follow()
 }
