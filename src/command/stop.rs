@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::container::client::Server;
-use crate::container::meeting;
+use crate::container::meeting::{self, Group};
 use crate::setting::Error;
 
 /// Unmount images that were left mounted for the next program
@@ -14,19 +14,27 @@ pub struct Args {
     /// Even if programs run in them
     #[arg(short, long)]
     force: bool,
-    /// Only those of this job, as `sifon ps` names it
-    #[arg(long, value_name = "JOB")]
+    /// Those of this job, as `sifon ps` names it [default: the job or login session of the caller]
+    #[arg(long, value_name = "JOB", conflicts_with = "all")]
     job: Option<String>,
+    /// Those of all jobs of this user
+    #[arg(short, long)]
+    all: bool,
 }
 
-/// Stops every server of this user that can be reached from here.
+/// Stops servers of this user that can be reached from here.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    let job = match (&args.job, args.all) {
+        (_, true) => None,
+        (Some(job), false) => Some(job.clone()),
+        (None, false) => Some(Group::of_caller("")?.job),
+    };
     let mut is_used = false;
     for stream in meeting::servers()? {
         let Ok(Some(server)) = Server::at(stream) else {
             continue;
         };
-        if let Some(job) = &args.job {
+        if let Some(job) = &job {
             match server.status() {
                 Ok(Some(status)) if status.job == *job => {}
                 _ => continue,

@@ -70,7 +70,15 @@ fn symlinks_where_something_is_bound_change_nothing_on_the_host() {
             let image = image.finish();
             for options in [
                 &["-B", "/usr:/mnt/usr"][..],
-                &["-C", "-S", "/scratch/deep", "-B", "/usr:/tmp/usr", "--hostname", "x"],
+                &[
+                    "-C",
+                    "-S",
+                    "/scratch/deep",
+                    "-B",
+                    "/usr:/tmp/usr",
+                    "--hostname",
+                    "x",
+                ],
                 &["--writable-tmpfs", "-S", "/scratch"],
             ] {
                 // It may refuse to start, but it must end.
@@ -92,7 +100,7 @@ fn mounts() -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     mounts
         .lines()
-        .filter(|line| line.contains("sifon"))
+        .filter(|line| line.contains(" fuse.sifon sifon "))
         .map(str::to_owned)
         .collect()
 }
