@@ -9,7 +9,10 @@ use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
-use crate::command::{cache, compact, demo, exec, hint, index, inspect, instance, mount, ps, run, serve, shell, stop, umount};
+use crate::command::{
+    cache, compact, demo, exec, hint, index, inspect, instance, mount, ps, run, serve, shell, stop,
+    umount,
+};
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::{Context, Settings, byte_count, default_store, environment};

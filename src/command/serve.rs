@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Weak};
 
-use sifon_mount::image::open::{OnProgress, describe, open};
+use sifon_mount::image::open::{OnProgress, identify, open};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
@@ -87,7 +87,7 @@ impl StoredImages {
         let settings: Settings = serde_json::from_value(request.settings.clone())?;
         let (name, store) = self.store(&settings.store)?;
         let reference = Reference::parse(&request.image)?;
-        let description = describe(&reference, &settings.open, &store)?;
+        let description = identify(&reference, &settings.open, &store)?;
         Ok(format!("{} {name}", description.manifest_digest))
     }
 

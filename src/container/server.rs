@@ -77,6 +77,8 @@ struct State {
     /// Whether a client came yet.
     was_asked: bool,
     must_stop: bool,
+    /// Connections of those who wait for the end.
+    farewells: Vec<UnixStream>,
 }
 
 enum Slot {
@@ -317,8 +319,16 @@ impl Server {
                 let status = self.status();
                 let is_used = status.images.iter().any(|image| !image.clients.is_empty());
                 wire::send(stream.as_fd(), &Reply::Status(status), &[])?;
+                let mut state = self.state();
+                state.must_stop |= even_if_used;
+                for slot in state.images.values_mut() {
+                    if let Slot::Mounted(mounted) = slot {
+                        mounted.linger = Duration::ZERO;
+                    }
+                }
                 if even_if_used || !is_used {
-                    self.state().must_stop = true;
+                    // The other end sees when this process is gone.
+                    state.farewells.push(stream);
                 }
                 Ok(())
             }
