@@ -85,7 +85,7 @@ fn the_machines_directories_are_there_though_the_image_has_none_of_them() {
         let mounts = machine.says(&image, &[], "cat /proc/self/mountinfo");
         let roots: Vec<&str> = mounts
             .lines()
-            .filter(|line| line.contains(" fuse.sifon "))
+            .filter(|line| line.contains(" fuse.sifon sifon "))
             .collect();
         assert_eq!(roots.len(), 1, "{mounts}");
     }
