@@ -10,8 +10,8 @@ use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
 use crate::command::{
-    build, cache, compact, demo, exec, hint, index, inspect, mount, pull, registry as registries,
-    umount,
+    build, cache, compact, demo, exec, hint, index, inspect, instance, mount, ps, pull,
+    registry as registries, run, serve, shell, stop, umount,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -37,6 +37,12 @@ const USAGE: u8 = 1;
 #[derive(Debug, Parser)]
 #[command(name = "sifon", version, verbatim_doc_comment)]
 struct Cli {
+    /// As --quiet, in Singularity's words; before the command only
+    #[arg(short, long, hide = true)]
+    silent: bool,
+    /// No colours: there are none
+    #[arg(long, hide = true)]
+    nocolor: bool,
     #[command(flatten)]
     settings: SettingArgs,
     #[command(subcommand)]
@@ -49,6 +55,11 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Exec(exec::Args),
+    Run(run::Args),
+    Shell(shell::Args),
+    Instance(instance::Args),
+    Ps(ps::Args),
+    Stop(stop::Args),
     Pull(pull::Args),
     Build(build::Args),
     Compact(compact::Args),
@@ -70,7 +81,7 @@ fn as_helper() -> Option<ExitCode> {
             Some(ExitCode::SUCCESS)
         }
         unpacked::VERB => Some(demo::from_sif()),
-        exec::SERVE_VERB => Some(exec::serve()),
+        serve::VERB => Some(serve::run()),
         mount::SERVE_VERB => Some(mount::serve()),
         mount::WATCH_VERB => {
             sifon_mount::daemon::watch();
@@ -78,6 +89,32 @@ fn as_helper() -> Option<ExitCode> {
         }
         _ => None,
     }
+}
+
+/// The version of Apptainer that this command line follows; programs that start containers read it.
+const APPTAINER_VERSION: &str = "1.4.5";
+
+/// What a program that is called `singularity` or `apptainer` says of its version: scripts and workflow engines parse that. `None` if it is not
+/// called so, or asked for something else.
+fn as_another_name() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let name = PathBuf::from(arguments.next()?);
+    let name = name.file_name()?.to_str()?;
+    if !matches!(name, "singularity" | "apptainer") {
+        return None;
+    }
+    let first = arguments.next()?;
+    let text = match first.to_str()? {
+        "--version" => format!(
+            "apptainer version {APPTAINER_VERSION} (sifon {})\n",
+            env!("CARGO_PKG_VERSION")
+        ),
+        "version" if arguments.next().is_none() => format!("{APPTAINER_VERSION}\n"),
+        _ => return None,
+    };
+    // Whoever closed stdout does not want it.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    Some(ExitCode::SUCCESS)
 }
 
 /// Options of every command.
@@ -167,16 +204,17 @@ impl SettingArgs {
                 password: Secret(password),
             });
         }
-        registry.authfile = self.authfile.or(registry.authfile);
+        registry.authfile = self.authfile.or(registry.authfile).map(absolute);
         registry.plain_http |= self.no_https;
         registry.ca_files.extend(self.ca_file);
+        registry.ca_files = registry.ca_files.into_iter().map(absolute).collect();
         registry.connections = self.connections.into();
         registry.timeout = Duration::from_secs(self.timeout.into());
         let site = environment(&["SIFON_SITE_STORES"]).unwrap_or_default();
         Settings {
             store: store::Settings {
-                directory: self.store.unwrap_or_else(default_store),
-                site_directories: std::env::split_paths(&site).collect(),
+                directory: absolute(self.store.unwrap_or_else(default_store)),
+                site_directories: std::env::split_paths(&site).map(absolute).collect(),
                 budget: self.store_size,
                 trusted_uids: numbers("SIFON_TRUSTED_UIDS"),
                 trusted_gids: numbers("SIFON_TRUSTED_GIDS"),
@@ -199,6 +237,14 @@ fn is_set(variable: &str) -> bool {
         .is_some_and(|value| !["", "0", "false", "no"].contains(&&*value.to_string_lossy()))
 }
 
+/// `path` for a process in another directory; where this one's is gone, relative paths lead nowhere.
+fn absolute(path: PathBuf) -> PathBuf {
+    match path.as_os_str().is_empty() {
+        true => path,
+        false => std::path::absolute(&path).unwrap_or(path),
+    }
+}
+
 /// Numbers of users or groups, separated by commas; what is no number trusts nobody.
 fn numbers(variable: &str) -> Vec<u32> {
     let text = std::env::var(variable).unwrap_or_default();
@@ -210,6 +256,9 @@ fn numbers(variable: &str) -> Vec<u32> {
 /// Does what the command line says; the status is Singularity's.
 pub fn main() -> ExitCode {
     if let Some(status) = as_helper() {
+        return status;
+    }
+    if let Some(status) = as_another_name() {
         return status;
     }
     let cli = match Cli::try_parse() {
@@ -225,6 +274,9 @@ pub fn main() -> ExitCode {
         }
     };
     let mut settings = cli.settings.resolved();
+    if cli.silent {
+        settings.verbosity = Verbosity::Quiet;
+    }
     if let Command::Pull(args) = &cli.command {
         args.amend(&mut settings);
     }
@@ -234,6 +286,11 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(args),
         Command::Exec(args) => exec::run(&context, args),
+        Command::Run(args) => run::run(&context, args),
+        Command::Shell(args) => shell::run(&context, args),
+        Command::Instance(args) => instance::run(&context, args),
+        Command::Ps(args) => ps::run(args),
+        Command::Stop(args) => stop::run(args),
         Command::Pull(args) => pull::run(&context, args),
         Command::Build(args) => build::run(&context, args),
         Command::Compact(args) => compact::run(&context, args),

@@ -10,7 +10,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use sifon_mount::digest::Digest;
 use sifon_mount::image::open::{OnProgress, Progress};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -64,6 +65,17 @@ impl Output {
         }
     }
 
+    /// Sends messages of this process, and debugging ones of ours, to `lines` from now on.
+    pub fn to(lines: Arc<dyn Lines>) {
+        let filter = tracing_subscriber::EnvFilter::new(Verbosity::Verbose.filter());
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(LineWriters(lines))
+            .event_format(SingularityFormat)
+            .finish();
+        let _ = tracing::subscriber::set_global_default(subscriber);
+    }
+
     /// Shows progress bars on a terminal, and nothing elsewhere.
     pub fn progress(&self) -> OnProgress {
         if !self.is_terminal || self.verbosity == Verbosity::Quiet {
@@ -81,6 +93,49 @@ impl Output {
         ProgressBar::new(total)
             .with_style(style())
             .with_prefix(what)
+    }
+}
+
+/// Takes messages.
+pub trait Lines: Send + Sync {
+    /// One message as it is printed, with its newline.
+    fn line(&self, level: Level, text: &str);
+}
+
+struct LineWriters(Arc<dyn Lines>);
+
+struct LineWriter {
+    lines: Arc<dyn Lines>,
+    level: Level,
+}
+
+impl<'a> MakeWriter<'a> for LineWriters {
+    type Writer = LineWriter;
+
+    fn make_writer(&'a self) -> LineWriter {
+        LineWriter {
+            lines: Arc::clone(&self.0),
+            level: Level::INFO,
+        }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> LineWriter {
+        LineWriter {
+            lines: Arc::clone(&self.0),
+            level: *metadata.level(),
+        }
+    }
+}
+
+impl Write for LineWriter {
+    /// Gets each event at once.
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.lines.line(self.level, &String::from_utf8_lossy(text));
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

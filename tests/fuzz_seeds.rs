@@ -41,7 +41,7 @@ fn a_sif_near_the_seed_is_read_or_refused() {
 fn messages_near_the_seeds_are_understood_or_refused() {
     let (here, there) = sifon::container::wire::pair().expect("a socket pair");
     rustix::io::write(&here, &seed("wire/request")).expect("room in its buffer");
-    let request = sifon::container::wire::receive::<sifon::container::wire::Request>(there.as_fd());
+    let request = sifon::container::wire::receive::<sifon::container::wire::Ask>(there.as_fd());
     assert!(request.is_ok_and(|request| request.is_some()));
     for name in ["wire/request", "wire/replies"] {
         run_near(&seed(name), wire::run);

@@ -22,26 +22,7 @@ use support::real::RealRegistry;
 
 /// Mounts what a program needs below `$ORACLE`, makes it the root directory (user namespaces are refused after a
 /// mere chroot) with the current directory at `/host`, and becomes the program, as `$BECOME` says.
-const ENTER: &str = r#"
-set -e
-here=$PWD
-mount --rbind "$ORACLE" "$ORACLE"
-cd "$ORACLE"
-mkdir -p host .old
-mount --rbind "$here" host
-mount -t proc proc proc
-mount --rbind /sys sys
-mount --rbind /dev dev
-mount -t tmpfs none dev/shm
-pivot_root . .old
-umount -l /.old
-cd /host
-exec $BECOME "$@"
-"#;
-
-/// What comes before a program to run it as a plain user.
-const PLAIN_USER: &str =
-    "setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/home/user USER=user";
+const ENTER: &str = include_str!("oracle/enter.sh");
 
 /// The original program, and a directory that it and we can write.
 struct Oracle {
@@ -75,7 +56,6 @@ impl Oracle {
             ])
             .args(args)
             .env("ORACLE", &self.root)
-            .env("BECOME", PLAIN_USER)
             .current_dir(self.shared.path())
             .stdin(Stdio::null());
         command

@@ -100,6 +100,7 @@ fn the_first_session_works_as_it_is_written() {
             .args([PATIENCE, "sh", "-c", &script])
             .current_dir(&here)
             .env("HOME", &here)
+            .env("SIFON_LINGER", "0")
             .env("PATH", path.unwrap())
             .output()
             .unwrap();

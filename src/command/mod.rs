@@ -5,11 +5,19 @@ pub mod cache;
 pub mod compact;
 pub mod demo;
 pub mod exec;
+mod gpu;
 pub mod index;
 pub mod inspect;
+pub mod instance;
 pub mod mount;
+pub mod program;
+pub mod ps;
 pub mod pull;
 pub mod registry;
+pub mod run;
+pub mod serve;
+pub mod shell;
+pub mod stop;
 pub mod umount;
 
 use sifon_mount::daemon::UnmountError;
@@ -34,7 +42,7 @@ pub fn hint(error: &Error) -> Option<String> {
     if let Some(err) = error.downcast_ref::<ShareError>() {
         return err.hint();
     }
-    exec::hint(error)
+    program::hint(error)
         .or_else(|| mount::hint(error))
         .or_else(|| compact::hint(error))
         .or_else(|| demo::hint(error))

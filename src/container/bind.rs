@@ -43,6 +43,74 @@ pub fn requests(text: &OsStr) -> Result<Vec<BindRequest>, BindError> {
     Ok(requests)
 }
 
+/// The bind mount in `text`, words of `--mount` separated by commas: `type=bind,source=/a,destination=/b,ro`.
+pub fn mounts(text: &OsStr) -> Result<Vec<BindRequest>, BindError> {
+    let wrong = |problem| BindError {
+        text: text.to_string_lossy().into_owned(),
+        problem,
+    };
+    let mut requests = Vec::new();
+    for line in text.as_bytes().split(|&byte| byte == b'\n') {
+        if !line.is_empty() {
+            requests.push(mount(line).map_err(wrong)?);
+        }
+    }
+    Ok(requests)
+}
+
+fn mount(line: &[u8]) -> Result<BindRequest, &'static str> {
+    let (mut source, mut target, mut is_bind, mut is_read_only) = (None, None, true, false);
+    for field in quoted_fields(line) {
+        let mut parts = field.splitn(2, |&byte| byte == b'=');
+        let key = parts.next().unwrap_or_default();
+        let value = parts.next();
+        let path = || value.map(|value| PathBuf::from(OsStr::from_bytes(value)));
+        match key {
+            b"type" => is_bind = value == Some(b"bind"),
+            b"source" | b"src" => source = path(),
+            b"destination" | b"dst" | b"target" => target = path(),
+            b"ro" | b"readonly" => is_read_only = value != Some(b"false"),
+            b"image-src" | b"id" => return Err("binding from an image file is not supported yet"),
+            _ => return Err("unknown word; known are type, source, destination and ro"),
+        }
+    }
+    if !is_bind {
+        return Err("only type=bind is possible");
+    }
+    let source = source
+        .filter(|source| !source.as_os_str().is_empty())
+        .ok_or("no source was named")?;
+    let target = target.ok_or("no destination was named")?;
+    if !target.is_absolute() {
+        return Err("the destination must be an absolute path");
+    }
+    Ok(BindRequest {
+        source,
+        target,
+        is_read_only,
+    })
+}
+
+/// Fields as in a line of a CSV file: between double quotes a comma is itself, and two double quotes stand for one (RFC 4180).
+fn quoted_fields(line: &[u8]) -> Vec<Vec<u8>> {
+    let mut fields = vec![Vec::new()];
+    let mut is_quoted = false;
+    let mut bytes = line.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        let field = fields.last_mut().expect("there is one from the start");
+        match byte {
+            b'"' if is_quoted && bytes.peek() == Some(&b'"') => {
+                bytes.next();
+                field.push(b'"');
+            }
+            b'"' => is_quoted = !is_quoted,
+            b',' if !is_quoted => fields.push(Vec::new()),
+            byte => field.push(byte),
+        }
+    }
+    fields
+}
+
 fn request(part: &[u8]) -> Result<BindRequest, &'static str> {
     let fields = unescaped_parts(part, b':');
     let (source, target, options) = match fields.as_slice() {
@@ -147,6 +215,38 @@ mod tests {
             (r"/a\\b", vec![bind(r"/a\\b", r"/a\\b", false)]),
         ] {
             assert_eq!(requests(OsStr::new(text)), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn mounts_are_read_as_lines_of_words() {
+        for (text, expected) in [
+            (
+                "type=bind,source=/a,destination=/b",
+                bind("/a", "/b", false),
+            ),
+            ("src=/a,dst=/b", bind("/a", "/b", false)),
+            ("type=bind,src=/a,dst=/b,ro", bind("/a", "/b", true)),
+            (
+                "type=bind,src=/a,target=/b,readonly=false",
+                bind("/a", "/b", false),
+            ),
+            (r#"type=bind,"src=/a,b",dst=/c"#, bind("/a,b", "/c", false)),
+            (
+                r#"type=bind,"src=/a""b",dst=/c"#,
+                bind("/a\"b", "/c", false),
+            ),
+        ] {
+            assert_eq!(mounts(OsStr::new(text)), Ok(vec![expected]), "{text}");
+        }
+        for text in [
+            "type=tmpfs,dst=/b",
+            "type=bind,dst=/b",
+            "type=bind,src=/a",
+            "type=bind,src=/a,dst=b",
+            "type=bind,src=/a,dst=/b,wrong",
+        ] {
+            assert!(mounts(OsStr::new(text)).is_err(), "{text}");
         }
     }
 

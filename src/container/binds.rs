@@ -3,6 +3,7 @@
 //! A target is opened as a process with the image as its root would see it, and the mount goes onto
 //! the descriptor: a symlink of the image, wherever it points, never leads to a path of the host.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use sifon_mount::sys::namespace;
 
+use super::devices;
 use super::error::Error;
 use super::identity::{self, Identity};
 use super::plan::{Bind, Source, TargetKind};
@@ -39,28 +41,52 @@ pub fn make(
             "the server answered for other binds than were asked for".into(),
         ));
     }
-    let with_places = || binds.iter().zip(placed);
-    if let Err(error) = show_identity(image, with_places(), identity) {
-        tracing::warn!(
-            "user's entries in the image's /etc/passwd: {}",
-            error.in_one_line()
-        );
-    }
-    for (bind, placed) in with_places() {
-        let Source::Host(source) = &bind.source else {
-            continue;
+    let stage = Stage::make(image, binds, placed)?;
+    for (bind, placed) in binds.iter().zip(placed) {
+        let target = Target {
+            image: image.as_fd(),
+            bind,
+            placed,
         };
-        match attach(image, bind, source, placed) {
-            Ok(()) => {}
-            Err(error) if bind.is_required => return Err(error),
-            Err(error) => tracing::warn!("{}", error.in_one_line()),
+        let made = match &bind.source {
+            Source::Host(_) | Source::Processes | Source::Stage => continue,
+            Source::Passwd => show_file(&target, &stage, |own| identity::passwd(own, identity)),
+            Source::Group => show_file(&target, &stage, |own| identity::group(own, identity)),
+            Source::Text(text) => show_text(&target, &stage, text),
+            Source::Memory(mode) => show_memory(&target, &stage, *mode),
+            Source::Devices(more) => devices::show(&target, &stage, more),
+        };
+        settle(bind, made)?;
+    }
+    stage.leave()?;
+    for (bind, placed) in binds.iter().zip(placed) {
+        let target = Target {
+            image: image.as_fd(),
+            bind,
+            placed,
+        };
+        match &bind.source {
+            Source::Host(source) => settle(bind, attach(&target, source, &stage))?,
+            Source::Processes => settle(bind, show_processes(&target))?,
+            _ => {}
         }
     }
     Ok(())
 }
 
+fn settle(bind: &Bind, made: Result<(), Error>) -> Result<(), Error> {
+    match made {
+        Err(error) if !bind.is_required => {
+            tracing::warn!("{}", error.in_one_line());
+            Ok(())
+        }
+        made => made,
+    }
+}
+
 /// Binds one path of the host.
-fn attach(image: &OwnedFd, bind: &Bind, source: &Path, placed: &Placed) -> Result<(), Error> {
+fn attach(target: &Target<'_>, source: &Path, stage: &Stage) -> Result<(), Error> {
+    let Target { bind, placed, .. } = target;
     let failed = |problem: &str| {
         format!(
             "bind of {} to {}: {problem}",
@@ -71,20 +97,15 @@ fn attach(image: &OwnedFd, bind: &Bind, source: &Path, placed: &Placed) -> Resul
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let from = rustix::fs::open(source, flags, Mode::empty())
         .map_err(|err| Error::system(failed("the source cannot be opened"), err))?;
-    let target = Target {
-        image: image.as_fd(),
-        bind,
-        placed,
-    };
-    let onto = target
-        .open()
+    let onto = stage
+        .target(target)
         .map_err(|err| target_error(failed, placed, err))?;
     require_same_kind(&from, &onto).map_err(|problem| Error::Refused(failed(problem)))?;
     rustix::mount::mount_bind_recursive(by_descriptor(&from), by_descriptor(&onto))
         .map_err(|err| Error::system(failed("mount refused"), err))?;
-    uncover_host(&from, &target).map_err(|err| Error::system(failed("host's root"), err))?;
+    uncover_host(&from, target).map_err(|err| Error::system(failed("host's root"), err))?;
     if bind.is_read_only {
-        make_read_only(&target).map_err(|err| Error::system(failed("read-only"), err))?;
+        make_read_only(target).map_err(|err| Error::system(failed("read-only"), err))?;
     }
     Ok(())
 }
@@ -157,83 +178,50 @@ fn make_read_only(target: &Target<'_>) -> io::Result<()> {
     )?)
 }
 
-/// The image's /etc/passwd and /etc/group with the caller in them, on the image's own.
-fn show_identity<'a>(
-    image: &OwnedFd,
-    binds: impl Iterator<Item = (&'a Bind, &'a Placed)> + Clone,
-    identity: &Identity,
-) -> Result<(), Error> {
-    let failed = |err| Error::system("private file system for it", err);
-    // Somewhere for files that are only the program's: a file system of their own on a directory
-    // that the host's will cover. It goes away at once, what is bound from it stays.
-    let Some((bind, placed)) = binds
-        .clone()
-        .find(|(bind, _)| bind.kind == TargetKind::Directory)
-    else {
-        return Ok(());
-    };
-    let place = Target {
-        image: image.as_fd(),
-        bind,
-        placed,
-    };
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let below = place.open().map_err(failed)?;
-    rustix::mount::mount(
-        "tmpfs",
-        by_descriptor(&below),
-        "tmpfs",
-        flags,
-        c"mode=0755,size=16m",
-    )
-    .map_err(failed)?;
-    let stage = place.open().map_err(failed)?;
-    let mut result = Ok(());
-    for (bind, placed) in binds {
-        let target = Target {
-            image: image.as_fd(),
-            bind,
-            placed,
-        };
-        let shown = match bind.source {
-            Source::Passwd => show_file(&target, &stage, "passwd", |own| {
-                identity::passwd(own, identity)
-            }),
-            Source::Group => show_file(&target, &stage, "group", |own| {
-                identity::group(own, identity)
-            }),
-            Source::Host(_) => continue,
-        };
-        result = result.and(shown);
-    }
-    rustix::mount::unmount(by_descriptor(&stage), UnmountFlags::DETACH).map_err(failed)?;
-    result
-}
-
 /// Covers the image's file at `target` with one on `stage` whose content `changed` makes from it.
 fn show_file(
     target: &Target<'_>,
-    stage: &OwnedFd,
-    name: &str,
+    stage: &Stage,
     changed: impl Fn(&[u8]) -> Vec<u8>,
 ) -> Result<(), Error> {
     if matches!(target.placed, Placed::Absent) {
         return Ok(());
     }
     let path = target.bind.target.display();
+    let own = regular_content(target).map_err(|err| Error::system(path.to_string(), err))?;
+    match own {
+        Some(own) => show_text(target, stage, &changed(&own)),
+        None => Ok(()),
+    }
+}
+
+/// Covers the file at `target` with one that has this content.
+fn show_text(target: &Target<'_>, stage: &Stage, text: &[u8]) -> Result<(), Error> {
+    let path = target.bind.target.display();
     let failed = |err: io::Error| Error::system(path.to_string(), err);
-    let Some(own) = regular_content(target).map_err(failed)? else {
-        return Ok(());
-    };
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let mut file = File::from(
-        rustix::fs::openat(stage, name, flags, Mode::from_raw_mode(0o644))
-            .map_err(|err| failed(err.into()))?,
-    );
-    file.write_all(&changed(&own)).map_err(failed)?;
+    let mut file = File::from(stage.file(0o644).map_err(|err| failed(err.into()))?);
+    file.write_all(text).map_err(failed)?;
     let onto = target.open().map_err(|err| failed(err.into()))?;
     rustix::mount::mount_bind(by_descriptor(&OwnedFd::from(file)), by_descriptor(&onto))
         .map_err(|err| failed(err.into()))
+}
+
+/// Covers the directory at `target` with an empty one in memory.
+fn show_memory(target: &Target<'_>, stage: &Stage, mode: u32) -> Result<(), Error> {
+    let path = target.bind.target.display();
+    let failed = |err: Errno| Error::system(format!("directory {path} in memory"), err);
+    let directory = stage.directory(mode).map_err(failed)?;
+    let onto = stage.target(target).map_err(failed)?;
+    rustix::mount::mount_bind_recursive(by_descriptor(&directory), by_descriptor(&onto))
+        .map_err(failed)
+}
+
+/// A new /proc: this process must be in the process namespace that it is to show.
+fn show_processes(target: &Target<'_>) -> Result<(), Error> {
+    let failed = |err: Errno| Error::system("/proc of the container's own processes", err);
+    let onto = target.open().map_err(failed)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("proc", by_descriptor(&onto), "proc", flags, c"").map_err(failed)
 }
 
 /// The bytes of a regular file of the image; none if it is something else or too long.
@@ -256,8 +244,133 @@ fn regular_content(target: &Target<'_>) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(content))
 }
 
+/// Somewhere for files that are only the program's: a file system in memory.
+pub(super) struct Stage {
+    root: Option<OwnedFd>,
+    device: u64,
+    made: Cell<u32>,
+}
+
+impl Stage {
+    fn make(image: &OwnedFd, binds: &[Bind], placed: &[Placed]) -> Result<Self, Error> {
+        let failed = |err| Error::system("private file system", err);
+        let mut stage = Self {
+            root: None,
+            device: 0,
+            made: Cell::new(0),
+        };
+        let place = binds
+            .iter()
+            .zip(placed)
+            .find(|(bind, _)| bind.source == Source::Stage);
+        let Some((bind, placed)) = place else {
+            return Ok(stage);
+        };
+        let place = Target {
+            image: image.as_fd(),
+            bind,
+            placed,
+        };
+        let below = place.open().map_err(failed)?;
+        rustix::mount::mount(
+            "tmpfs",
+            by_descriptor(&below),
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            c"mode=0755",
+        )
+        .map_err(failed)?;
+        let root = place.open().map_err(failed)?;
+        stage.device = rustix::fs::fstat(&root).map_err(failed)?.st_dev;
+        stage.root = Some(root);
+        Ok(stage)
+    }
+
+    fn root(&self) -> Result<&OwnedFd, Errno> {
+        self.root.as_ref().ok_or(Errno::NOENT)
+    }
+
+    fn name(&self) -> String {
+        self.made.set(self.made.get() + 1);
+        self.made.get().to_string()
+    }
+
+    /// A new file that nobody else sees, open for writing.
+    fn file(&self, mode: u32) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(self.root()?, self.name(), flags, Mode::from_raw_mode(mode))
+    }
+
+    /// A new directory that nobody else sees.
+    pub(super) fn directory(&self, mode: u32) -> Result<OwnedFd, Errno> {
+        let name = self.name();
+        rustix::fs::mkdirat(self.root()?, &name, Mode::from_raw_mode(0o700))?;
+        // Whatever the caller's umask says.
+        let directory = Self::opened(self.root()?, &name)?;
+        rustix::fs::chmodat(
+            self.root()?,
+            &name,
+            Mode::from_raw_mode(mode),
+            rustix::fs::AtFlags::empty(),
+        )?;
+        Ok(directory)
+    }
+
+    pub(super) fn opened(above: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(above, name, flags, Mode::empty())
+    }
+
+    /// The target, made if it is missing in a directory of ours: there, the server cannot add it.
+    pub(super) fn target(&self, target: &Target<'_>) -> Result<OwnedFd, Errno> {
+        match target.open() {
+            Err(Errno::NOENT) => {
+                self.make_below(target)?;
+                target.open()
+            }
+            opened => opened,
+        }
+    }
+
+    fn make_below(&self, target: &Target<'_>) -> Result<(), Errno> {
+        let mut missing = Vec::new();
+        let mut path = target.bind.target.as_path();
+        let mut at = loop {
+            missing.push(path.file_name().ok_or(Errno::NOENT)?);
+            path = path.parent().ok_or(Errno::NOENT)?;
+            match target.open_path(path) {
+                Err(Errno::NOENT) => {}
+                opened => break opened?,
+            }
+        };
+        if rustix::fs::fstat(&at)?.st_dev != self.device {
+            return Err(Errno::NOENT);
+        }
+        while let Some(name) = missing.pop() {
+            if missing.is_empty() && target.bind.kind == TargetKind::File {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::openat(&at, name, flags, Mode::from_raw_mode(0o644))?;
+                return Ok(());
+            }
+            rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            at = rustix::fs::openat(&at, name, flags, Mode::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Takes it away from its place, before something else is mounted there. What was bound from it stays.
+    fn leave(&self) -> Result<(), Error> {
+        match &self.root {
+            Some(root) => rustix::mount::unmount(by_descriptor(root), UnmountFlags::DETACH)
+                .map_err(|err| Error::system("private file system", err)),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The target of a bind, which can be opened before and after something is mounted on it.
-struct Target<'a> {
+pub(super) struct Target<'a> {
     image: BorrowedFd<'a>,
     bind: &'a Bind,
     placed: &'a Placed,
@@ -265,18 +378,22 @@ struct Target<'a> {
 
 impl Target<'_> {
     /// What a process in the container finds at the target now.
-    fn open(&self) -> Result<OwnedFd, Errno> {
+    pub(super) fn open(&self) -> Result<OwnedFd, Errno> {
+        self.open_path(&self.bind.target)
+    }
+
+    /// What it finds at another path.
+    fn open_path(&self, target: &Path) -> Result<OwnedFd, Errno> {
         let mut flags = OFlags::PATH | OFlags::CLOEXEC;
         if self.bind.covers_link {
             flags |= OFlags::NOFOLLOW;
         }
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         for _ in 0..LOOKUP_TRIES {
-            let target = self.bind.target.as_path();
             match rustix::fs::openat2(self.image, target, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 // Before Linux 5.6, or behind a filter that does not know the call.
-                Err(Errno::NOSYS | Errno::PERM) => return self.open_stepwise(),
+                Err(Errno::NOSYS | Errno::PERM) => return self.open_stepwise(target),
                 opened => return opened,
             }
         }
@@ -284,10 +401,10 @@ impl Target<'_> {
     }
 
     /// The path that the server resolved, component by component: a symlink on it is an error.
-    fn open_stepwise(&self) -> Result<OwnedFd, Errno> {
+    fn open_stepwise(&self, target: &Path) -> Result<OwnedFd, Errno> {
         let resolved = match self.placed {
-            Placed::At(resolved) => resolved.as_slice(),
-            Placed::Absent | Placed::Impossible(_) => self.bind.target.as_os_str().as_bytes(),
+            Placed::At(resolved) if target == self.bind.target => resolved.as_slice(),
+            _ => target.as_os_str().as_bytes(),
         };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut at = rustix::fs::openat(self.image, ".", flags, Mode::empty())?;
@@ -311,6 +428,6 @@ impl Target<'_> {
 }
 
 /// A path that leads to what a descriptor of this process refers to, wherever that lies.
-fn by_descriptor(descriptor: &OwnedFd) -> String {
+pub(super) fn by_descriptor(descriptor: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }

@@ -59,6 +59,8 @@ pub struct Sources {
     pub asked: Variables,
     /// `--cleanenv`: nearly nothing from the host.
     pub is_clean: bool,
+    /// `--no-eval`: values are taken as they are.
+    pub is_literal: bool,
     /// The home directory in the container; cannot be overridden.
     pub home: Option<Vec<u8>>,
     /// Name of the image, without a path.
@@ -134,7 +136,13 @@ fn add_asked(variables: &mut Map, sources: &Sources) {
     let appended = asked.remove(&b"APPEND_PATH"[..]);
     let expanded: Map = asked
         .into_iter()
-        .map(|(name, value)| (name, expanded(&value, variables)))
+        .map(|(name, value)| match sources.is_literal {
+            true => (name, value),
+            false => {
+                let value = expanded(&value, variables);
+                (name, value)
+            }
+        })
         .collect();
     variables.extend(expanded);
     let mut path = variables.remove(&b"PATH"[..]).unwrap_or_default();
@@ -250,6 +258,76 @@ fn expanded(value: &[u8], variables: &Map) -> Vec<u8> {
     plain
 }
 
+/// `value` as a shell in the container would see it between double quotes, as far as `$NAME` and `${NAME}` go.
+pub fn evaluated(value: &[u8], variables: &Variables) -> Vec<u8> {
+    expanded(value, &variables.iter().cloned().collect())
+}
+
+/// The variables in a file of `--env-file`: `NAME=VALUE` on each line, perhaps after `export`, the value perhaps between quotes; lines
+/// that begin with `#` and those that say something else are passed over. Names of earlier variables of the file stand for them.
+pub fn file(text: &[u8]) -> Variables {
+    let mut variables = Variables::new();
+    for line in text.split(|&byte| byte == b'\n') {
+        let line = line.trim_ascii();
+        let line = line.strip_prefix(b"export ").unwrap_or(line).trim_ascii();
+        let Some(equals) = line.iter().position(|&byte| byte == b'=') else {
+            continue;
+        };
+        let (name, value) = (&line[..equals], &line[equals + 1..]);
+        if line.starts_with(b"#") || !is_name(name) || name.contains(&b' ') {
+            continue;
+        }
+        let value = unquoted(value);
+        let value = expanded_where(&value, |name| {
+            let earlier = variables.iter().rfind(|(known, _)| known == name);
+            earlier.map(|(_, value)| value.clone())
+        });
+        variables.push((name.to_vec(), value));
+    }
+    variables
+}
+
+/// `value` with those names replaced for which `known` has a value.
+fn expanded_where(value: &[u8], known: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        plain.push(byte);
+        match (byte, named(after)) {
+            (b'$', Some((name, after))) => {
+                if let Some(value) = known(name) {
+                    plain.pop();
+                    plain.extend_from_slice(&value);
+                    rest = after;
+                }
+            }
+            (b'\\', _) if after.first() == Some(&b'$') => {
+                plain.push(b'$');
+                rest = &after[1..];
+            }
+            _ => {}
+        }
+    }
+    plain
+}
+
+/// Without the quotes around it; between single ones a dollar sign is itself.
+fn unquoted(value: &[u8]) -> Vec<u8> {
+    let between = |quote: &[u8]| value.strip_prefix(quote)?.strip_suffix(quote);
+    if let Some(value) = between(b"'") {
+        let mut escaped = Vec::with_capacity(value.len());
+        for &byte in value {
+            if byte == b'$' {
+                escaped.push(b'\\');
+            }
+            escaped.push(byte);
+        }
+        return escaped;
+    }
+    between(b"\"").unwrap_or(value).to_vec()
+}
+
 /// The name that stands after a dollar sign, and what follows it.
 fn named(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let (is_braced, body) = match text.strip_prefix(b"{") {
@@ -352,6 +430,28 @@ mod tests {
         assert_eq!(got(&sources, "PATH").as_deref(), Some(path));
         let libraries = "/opt/lib:/.singularity.d/libs";
         assert_eq!(got(&sources, "LD_LIBRARY_PATH").as_deref(), Some(libraries));
+    }
+
+    #[test]
+    fn a_file_of_variables_is_read_line_by_line() {
+        let text = b"# comment\nA=1\n export B = 2\nexport C=\"x $A\"\nD='$A'\n\nnothing\nE=\n";
+        let expected = list(&[("A", "1"), ("C", "x 1"), ("D", "\\$A"), ("E", "")]);
+        assert_eq!(file(text), expected);
+        let sources = Sources {
+            asked: file(text),
+            ..Sources::default()
+        };
+        assert_eq!(got(&sources, "D").as_deref(), Some("$A"));
+    }
+
+    #[test]
+    fn values_stay_as_they_are_where_nothing_is_to_be_evaluated() {
+        let sources = Sources {
+            asked: list(&[("A", "$HOME \\$")]),
+            is_literal: true,
+            ..Sources::default()
+        };
+        assert_eq!(got(&sources, "A").as_deref(), Some("$HOME \\$"));
     }
 
     #[test]

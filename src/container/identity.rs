@@ -42,6 +42,22 @@ impl Identity {
         })
     }
 
+    /// Root, whom the caller is inside, at home where the caller is.
+    pub fn root() -> io::Result<Self> {
+        let caller = Self::of_caller()?;
+        let home = caller.user.map(|user| user.home);
+        let user = account::user(0)?.map(|root| User {
+            home: home.unwrap_or_else(|| root.home.clone()),
+            ..root
+        });
+        Ok(Self {
+            uid: 0,
+            gid: 0,
+            user,
+            groups: Vec::new(),
+        })
+    }
+
     /// The home directory that the database names, if it is an absolute path.
     pub fn home(&self) -> Option<PathBuf> {
         let home = PathBuf::from(OsString::from_vec(self.user.as_ref()?.home.clone()));

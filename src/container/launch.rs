@@ -1,18 +1,27 @@
 //! From a plan to a program: the steps that the client takes, in order.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use sifon_mount::sys::namespace::{self, Parts};
 
 use super::binds;
-use super::environment::{self, Sources};
+use super::client::{Hears, Server};
+use super::environment::{self, Sources, Variables};
 use super::error::Error;
 use super::identity::Identity;
+use super::instance::Detached;
 use super::namespaces::{self, Privilege};
 use super::plan::Plan;
 use super::process;
-use super::server::Server;
+use super::supervise;
 use super::wire::{Ready, Request, Target};
+use super::writable::{self, Writable};
 
 /// A program that is to run in an image.
 pub struct Launch<'a> {
@@ -24,43 +33,143 @@ pub struct Launch<'a> {
     pub environment: Sources,
     /// The settings with which the server opens the image.
     pub settings: serde_json::Value,
-    /// The image as the user named it.
+    /// The image, in words that do not depend on a directory.
     pub image: OsString,
-    /// Hears how far the opening of the image is. Must start no thread.
-    pub on_progress: &'a dyn Fn(serde_json::Value),
+    /// How long the image stays mounted after its last program.
+    pub linger: Duration,
+    /// What it shares with the machine.
+    pub isolation: Isolation,
+    /// Where it can write beside what it sees of the host.
+    pub writable: Writable,
+    /// Its umask, if not the caller's.
+    pub umask: Option<u32>,
+    /// Whether it starts in the image's `WorkingDir`.
+    pub starts_where_image_says: bool,
+    /// Whether the caller is root in the server's user namespace, and keeps root's rights there.
+    pub is_root_inside: bool,
+    /// For a container that goes on by itself; it has process numbers of its own then.
+    pub detached: Option<Detached>,
+    /// Hears how far the opening of the image is.
+    pub hears: &'a dyn Hears,
+    /// Prints an error, in a process that nobody else would hear of it from.
+    pub report: &'a dyn Fn(Error),
+}
+
+/// What a program does not share with the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Isolation {
+    /// Process numbers.
+    pub processes: bool,
+    /// Shared memory and such.
+    pub communication: bool,
+    /// The machine's name.
+    pub name: bool,
+    /// Another name.
+    pub host_name: Option<String>,
+    /// The network; there is a loopback interface then.
+    pub network: bool,
 }
 
 impl Launch<'_> {
     /// Waits for `server` to show the image, joins it and becomes the program whose words `words`
-    /// gives, from what the image says about itself. Returns only on failure. The process must have a
+    /// gives (none: it waits), from what the image says about itself and the program's environment. Returns only on failure. The process must have a
     /// single thread.
     pub fn become_program(
         self,
         server: Server,
-        words: impl FnOnce(&Ready) -> Vec<OsString>,
+        words: impl FnOnce(&Ready, &Variables) -> Result<Vec<OsString>, Error>,
     ) -> Result<Infallible, Error> {
         let privilege = Privilege::of_caller();
         let request = Request {
-            settings: self.settings,
-            image: self.image,
+            settings: self.settings.clone(),
+            image: self.image.clone(),
             targets: targets(self.plan),
+            linger: self.linger,
         };
-        let (ready, joinable) = server.ask(&request, self.on_progress)?;
+        let (ready, joinable, joining) = server.ask(request, privilege, self.hears)?;
         let image = namespaces::join(joinable)?;
-        binds::make(&image, &self.plan.binds, &ready.targets, self.identity)?;
-        namespaces::change_root(&image)?;
-        drop(image);
-        let directory = process::enter_directory(&self.plan.directories)?;
-        process::drop_privileges(privilege)?;
-        let words = words(&ready);
+        joining.done()?;
+        let image = match self.writable.is_wanted() {
+            true => writable::overlaid(&image, &self.writable)?,
+            false => image,
+        };
+        self.isolation.begin()?;
+        let report = self.report;
+        match self.isolation.processes {
+            true => {
+                let detached = match &self.detached {
+                    Some(detached) => Some(detached.try_clone()?),
+                    None => None,
+                };
+                let begun = |pid: Option<_>| match &detached {
+                    Some(detached) => {
+                        detached.let_go()?;
+                        pid.map_or(Ok(()), |pid| detached.pid(pid))
+                    }
+                    None => Ok(()),
+                };
+                let inside = || self.inside(privilege, &ready, &image, words);
+                supervise::supervised(inside, report, &begun)
+            }
+            false => self.inside(privilege, &ready, &image, words),
+        }
+    }
+
+    /// In all namespaces: makes what the program sees, and becomes it.
+    fn inside(
+        self,
+        privilege: Privilege,
+        ready: &Ready,
+        image: &OwnedFd,
+        words: impl FnOnce(&Ready, &Variables) -> Result<Vec<OsString>, Error>,
+    ) -> Result<Infallible, Error> {
+        binds::make(image, &self.plan.binds, &ready.targets, self.identity)?;
+        namespaces::change_root(image)?;
+        let mut directories = self.plan.directories.clone();
+        if self.starts_where_image_says && !ready.working_directory.is_empty() {
+            let directory = OsStr::from_bytes(&ready.working_directory);
+            directories.insert(0, Path::new("/").join(directory));
+        }
+        let directory = process::enter_directory(&directories)?;
+        process::drop_privileges(privilege, self.is_root_inside)?;
+        if let Some(umask) = self.umask {
+            rustix::process::umask(Mode::from_raw_mode(umask));
+        }
         let sources = Sources {
-            image: ready.environment,
+            image: ready.environment.clone(),
             ..self.environment
         };
         let mut variables = environment::variables(&sources);
         variables.retain(|(name, _)| name != b"PWD");
         variables.push((b"PWD".to_vec(), directory.as_os_str().as_bytes().to_vec()));
+        let words = words(ready, &variables)?;
+        if let Some(detached) = &self.detached {
+            detached.ready(ready)?;
+        }
+        if words.is_empty() {
+            return Err(process::wait_for_a_signal());
+        }
         Err(process::become_program(&words, variables))
+    }
+}
+
+impl Isolation {
+    fn begin(&self) -> Result<(), Error> {
+        let failed = |err| Error::system("namespaces of the container's own", err);
+        let parts = Parts {
+            processes: self.processes,
+            communication: self.communication,
+            name: self.name,
+            network: self.network,
+        };
+        namespace::unshare_parts(parts).map_err(failed)?;
+        if let Some(name) = &self.host_name {
+            rustix::system::sethostname(name.as_bytes()).map_err(|err| failed(err.into()))?;
+        }
+        match self.network {
+            true => namespace::bring_up_loopback().map_err(failed),
+            false => Ok(()),
+        }
     }
 }
 

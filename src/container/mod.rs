@@ -1,8 +1,8 @@
 //! Programs in an image: what they see, as a value, and the few steps that make it so.
 //!
-//! A server process owns a user namespace, a mount namespace and the image's mount in it. The
-//! program's own process joins them, binds what a Singularity user expects, and becomes the program:
-//! nothing of ours stays above it. Everything lives exactly as long as the program's processes.
+//! A server process, one for each user, job and node, shows images and owns a user namespace. The program's own process joins
+//! that, mounts the image in a mount namespace if nobody has yet, binds what a Singularity user expects in a copy of it, and becomes
+//! the program: nothing of ours stays above it.
 //!
 //! The modules stand in dependency order: each names only those above it.
 
@@ -19,9 +19,22 @@ pub mod wire;
 pub mod namespaces;
 
 pub mod binds;
+mod devices;
 pub mod process;
+pub mod supervise;
+pub mod writable;
+
+pub mod clients;
+pub mod meeting;
+
+pub mod images;
+pub mod targets;
 
 pub mod server;
+
+pub mod client;
+
+pub mod instance;
 
 pub mod launch;
 

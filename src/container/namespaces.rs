@@ -90,36 +90,94 @@ pub fn create(
     privilege: Privilege,
     mount: impl FnOnce() -> Result<OwnedFd, Error>,
 ) -> Result<(Joinable, OwnedFd), Error> {
-    let pair = wire::pair().map_err(|err| Error::system("socket pair", err))?;
-    let (here, there) = pair;
+    let mut made = in_another_process(|| {
+        let user = match privilege {
+            Privilege::Root => {
+                namespace::unshare_mounts()
+                    .map_err(|err| Error::system("new mount namespace", err))?;
+                None
+            }
+            Privilege::User => {
+                let numbers = own_numbers();
+                namespace::unshare_user_and_mounts()
+                    .map_err(|err| forbidden("new user namespace", err))?;
+                map(numbers, numbers)?;
+                Some(namespace_file("/proc/self/ns/user")?)
+            }
+        };
+        let (Joinable { user, mounts, host }, connection) = mounted(user, mount)?;
+        let always = [connection, mounts, host];
+        Ok(always.into_iter().chain(user).collect())
+    })?;
+    let connection = made.remove(0);
+    Joinable::from_descriptors(made)
+        .map(|joinable| (joinable, connection))
+        .ok_or_else(|| Error::Refused("namespaces: the process that makes them died".into()))
+}
+
+/// The descriptors, at least one, that `make` gives in a copy of this process, which is gone then.
+fn in_another_process(
+    make: impl FnOnce() -> Result<Vec<OwnedFd>, Error>,
+) -> Result<Vec<OwnedFd>, Error> {
+    let (here, there) = wire::pair().map_err(|err| Error::system("socket pair", err))?;
     let limit = Some(CREATION_LIMIT);
     rustix::net::sockopt::set_socket_timeout(&here, rustix::net::sockopt::Timeout::Recv, limit)
         .map_err(|err| Error::system("socket's time limit", err))?;
-    let child =
-        process::fork(
-            || match make(privilege, mount).and_then(|made| report(&there, &made)) {
-                Ok(()) => 0,
-                Err(error) => {
-                    u8::from(wire::send(there.as_fd(), &Some(Failure::from(&error)), &[]).is_err())
-                        + 1
-                }
-            },
-        )
-        .map_err(|err| Error::system("start of a process that makes namespaces", err))?;
+    let child = process::fork(|| match make().and_then(|made| report(&there, &made)) {
+        Ok(()) => 0,
+        Err(error) => {
+            u8::from(wire::send(there.as_fd(), &Some(Failure::from(&error)), &[]).is_err()) + 1
+        }
+    })
+    .map_err(|err| Error::system("start of a process that makes namespaces", err))?;
     drop(there);
     let received = wire::receive::<Option<Failure>>(here.as_fd());
     drop(here);
     let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
     match received.map_err(|err| Error::system("namespaces", err))? {
-        Some((None, mut descriptors)) if !descriptors.is_empty() => {
-            let connection = descriptors.remove(0);
-            let joinable = Joinable::from_descriptors(descriptors);
-            joinable.map(|joinable| (joinable, connection))
-        }
-        Some((Some(failure), _)) => return Err(failure.into()),
-        _ => None,
+        Some((None, descriptors)) if !descriptors.is_empty() => Ok(descriptors),
+        Some((Some(failure), _)) => Err(failure.into()),
+        _ => Err(Error::Refused(
+            "namespaces: the process that makes them died".into(),
+        )),
     }
-    .ok_or_else(|| Error::Refused("namespaces: the process that makes them died".into()))
+}
+
+/// A new user namespace in which the caller has the numbers `inside`, and nobody else exists; none for root. This process stays in its own, and must
+/// have a single thread.
+pub fn new_user_namespace(
+    privilege: Privilege,
+    inside: (u32, u32),
+) -> Result<Option<OwnedFd>, Error> {
+    match privilege {
+        Privilege::Root => Ok(None),
+        Privilege::User => {
+            let made = in_another_process(|| {
+                let numbers = own_numbers();
+                namespace::unshare_user().map_err(|err| forbidden("new user namespace", err))?;
+                map(inside, numbers)?;
+                Ok(vec![namespace_file("/proc/self/ns/user")?])
+            })?;
+            Ok(made.into_iter().next())
+        }
+    }
+}
+
+/// Enters `user`, if there is one, and there a new mount namespace, and lets `mount` put a file system on top of its root directory.
+/// Gives the namespaces with the descriptor that `mount` returned. This process must have a single thread; its root directory stays
+/// the host's.
+pub fn enter_and_mount(
+    user: Option<OwnedFd>,
+    mount: impl FnOnce() -> Result<OwnedFd, Error>,
+) -> Result<(Joinable, OwnedFd), Error> {
+    process::require_single_thread("new mount namespace")
+        .map_err(|err| Error::system("namespaces", err))?;
+    if let Some(user) = user {
+        rustix::thread::move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))
+            .map_err(|err| Error::system("joining the server's user namespace", err))?;
+    }
+    namespace::unshare_mounts().map_err(|err| forbidden("new mount namespace", err))?;
+    mounted(None, mount)
 }
 
 /// An [`Error`] on its way between two processes.
@@ -177,57 +235,49 @@ impl From<Failure> for Error {
     }
 }
 
-struct Made {
-    joinable: Joinable,
-    connection: OwnedFd,
-}
-
-/// In the process that will be gone: enters new namespaces, mounts, and keeps their descriptors.
-fn make(
-    privilege: Privilege,
+/// In a new mount namespace: mounts, and gives what is needed to join. `user` is passed on.
+fn mounted(
+    user: Option<OwnedFd>,
     mount: impl FnOnce() -> Result<OwnedFd, Error>,
-) -> Result<Made, Error> {
-    match privilege {
-        Privilege::Root => {
-            namespace::unshare_mounts().map_err(|err| Error::system("new mount namespace", err))?;
-        }
-        Privilege::User => enter_new_user_namespace()?,
-    }
+) -> Result<(Joinable, OwnedFd), Error> {
     // The host's later mounts arrive here, ours never there.
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slave)
         .map_err(|err| Error::system("propagation of mounts in the new namespace", err))?;
     let host = directory("/")?;
     let connection = mount()?;
-    let user = match privilege {
-        Privilege::Root => None,
-        Privilege::User => Some(namespace_file("/proc/self/ns/user")?),
-    };
     let mounts = namespace_file("/proc/self/ns/mnt")?;
-    Ok(Made {
-        joinable: Joinable { user, mounts, host },
-        connection,
-    })
+    Ok((Joinable { user, mounts, host }, connection))
 }
 
-fn report(socket: &OwnedFd, made: &Made) -> Result<(), Error> {
-    let mut descriptors = vec![made.connection.as_fd()];
-    descriptors.extend(made.joinable.descriptors());
+fn report(socket: &OwnedFd, made: &[OwnedFd]) -> Result<(), Error> {
+    let descriptors: Vec<BorrowedFd<'_>> = made.iter().map(AsFd::as_fd).collect();
     wire::send(socket.as_fd(), &None::<Failure>, &descriptors)
         .map_err(|err| Error::system("namespaces", err))
 }
 
-/// A new user namespace in which the caller's user and group are themselves, and nobody else exists.
-fn enter_new_user_namespace() -> Result<(), Error> {
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
-    namespace::unshare_user_and_mounts().map_err(|err| forbidden("new user namespace", err))?;
+/// Who this process runs as, in the numbers of its user namespace.
+pub fn own_numbers() -> (u32, u32) {
+    (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    )
+}
+
+/// In a new user namespace: user and group of the numbers `outside` have the numbers `inside`, and nobody else exists.
+fn map(inside: (u32, u32), outside: (u32, u32)) -> Result<(), Error> {
     // A user without privileges may map groups only after giving up setgroups(2); the caller's
     // supplementary groups stay as they are.
     for (file, content) in [
         ("/proc/self/setgroups", "deny".to_owned()),
-        ("/proc/self/uid_map", format!("{uid} {uid} 1")),
-        ("/proc/self/gid_map", format!("{gid} {gid} 1")),
+        (
+            "/proc/self/uid_map",
+            format!("{} {} 1", inside.0, outside.0),
+        ),
+        (
+            "/proc/self/gid_map",
+            format!("{} {} 1", inside.1, outside.1),
+        ),
     ] {
         fs::write(file, content).map_err(|err| forbidden(file, err))?;
     }
@@ -301,9 +351,11 @@ pub fn change_root(image: &OwnedFd) -> Result<(), Error> {
     rustix::process::fchdir(image).map_err(failed)?;
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => {
-            // The host's root lies on top of the image now.
+            // The host's root lies on top of the image now, perhaps with something on top of itself, which goes first.
             rustix::process::fchdir(&host).map_err(failed)?;
             rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed)?;
+            while rustix::mount::unmount(".", UnmountFlags::DETACH).is_ok() {}
+            require_that_nothing_lies_above()?;
         }
         // A host that runs from its initial RAM file system has no mount to exchange. The image is
         // on top of it already.
@@ -311,6 +363,21 @@ pub fn change_root(image: &OwnedFd) -> Result<(), Error> {
         Err(err) => return Err(failed(err)),
     }
     rustix::process::chdir("/").map_err(failed)
+}
+
+/// Fails if the way up from the root directory leads anywhere else.
+fn require_that_nothing_lies_above() -> Result<(), Error> {
+    let of = |path: &str| {
+        rustix::fs::stat(path)
+            .map(|found| (found.st_dev, found.st_ino))
+            .map_err(|err| Error::system("the new root directory", err))
+    };
+    match of("/")? == of("/..")? {
+        true => Ok(()),
+        false => Err(Error::Refused(
+            "change of the root directory: the host's is still there".into(),
+        )),
+    }
 }
 
 /// Mounts a FUSE file system on `target` for the programs of this caller, and gives its connection.

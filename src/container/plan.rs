@@ -18,10 +18,28 @@ pub enum TargetKind {
 /// What the command line and the user's environment variables ask for.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// `--bind`, in order.
+    /// `--bind` and `--mount`, in order.
     pub binds: Vec<BindRequest>,
+    /// `--home`: what is shown as home, and where.
+    pub home: Option<(PathBuf, PathBuf)>,
     /// `--no-home`.
     pub is_without_home: bool,
+    /// `--no-mount`: names of what is otherwise always there, or paths of files.
+    pub left_out: Vec<String>,
+    /// `--contain`: home, temporary directories and devices are the container's own.
+    pub is_contained: bool,
+    /// `--pid`: /proc shows the container's processes only.
+    pub has_own_processes: bool,
+    /// `--workdir`: a directory with `tmp`, `var_tmp`, `home` and `scratch` in it, for what would be in memory otherwise.
+    pub work_directory: Option<PathBuf>,
+    /// `--scratch`: directories of the container's own.
+    pub scratch: Vec<PathBuf>,
+    /// Name of the machine in the container, if that is another one.
+    pub host_name: Option<String>,
+    /// Libraries and programs of the host's graphics driver.
+    pub driver: Vec<BindRequest>,
+    /// Devices that are there even if the container has its own, below /dev.
+    pub devices: Vec<PathBuf>,
     /// `--pwd`: where the program starts; must exist in the container.
     pub directory: Option<PathBuf>,
 }
@@ -69,12 +87,22 @@ pub struct Bind {
 /// What a bind mount shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
+    /// Nothing that stays: where what only this container has is made.
+    Stage,
     /// A path of the host, with everything mounted below it.
     Host(PathBuf),
     /// The image's /etc/passwd with the caller in it.
     Passwd,
     /// The image's /etc/group with the caller's groups in it.
     Group,
+    /// A directory in memory, with these permissions.
+    Memory(u32),
+    /// /dev with the devices that every program needs, and these.
+    Devices(Vec<PathBuf>),
+    /// /proc of the container's own processes.
+    Processes,
+    /// A file with this content.
+    Text(Vec<u8>),
 }
 
 /// What happens if the image does not have a target.
@@ -91,40 +119,153 @@ const SYSTEM_DIRECTORIES: [&str; 10] = [
     "/", "/etc", "/bin", "/mnt", "/usr", "/var", "/opt", "/sbin", "/lib", "/lib64",
 ];
 
+/// Where files of the container's own are made, before libraries of the host are shown there.
+const STAGE: &str = "/.singularity.d/libs";
+
 /// The plan for a program that `options` and `host` describe.
 pub fn plan(options: &Options, host: &Host<'_>) -> Result<Plan, Error> {
-    let home = host.identity.home().filter(|home| home != Path::new("/"));
+    let home = match &options.home {
+        Some((_, target)) => Some(target.clone()),
+        None => host.identity.home(),
+    };
+    let home = home.filter(|home| home != Path::new("/"));
     // First, because nothing below could hide the image's own files from them.
     let mut binds = vec![
+        Bind {
+            kind: TargetKind::Directory,
+            if_missing: IfMissing::Add,
+            ..identity_file(Source::Stage, STAGE)
+        },
         identity_file(Source::Passwd, "/etc/passwd"),
         identity_file(Source::Group, "/etc/group"),
     ];
-    for path in ["/proc", "/sys", "/dev"] {
-        binds.extend(optional(host, path).map(|bind| Bind {
-            is_required: true,
-            ..bind
-        }));
+    binds.extend(system(options, host));
+    if !options.leaves_out("bind-paths") {
+        binds.extend(configured(options, host));
     }
-    binds.extend(optional(host, "/etc/hosts"));
-    binds.extend(optional(host, "/etc/localtime").map(|bind| Bind {
-        covers_link: true,
-        ..bind
-    }));
-    if !options.is_without_home {
-        binds.extend(home.as_deref().and_then(|home| optional(host, home)));
+    binds.extend(home_directory(options, host, home.as_deref()));
+    binds.extend(temporary(options, host));
+    for path in &options.scratch {
+        let inside = format!("scratch/{}", path.display());
+        binds.push(own_directory(options, path, &inside, 0o755));
     }
-    binds.extend(optional(host, "/tmp"));
-    binds.extend(optional(host, "/var/tmp"));
     binds.extend(current_directory(&binds, options, host));
-    binds.extend(optional(host, "/etc/resolv.conf"));
+    binds.extend(resolver(options, host));
     for request in &options.binds {
         binds.push(asked_for(request, host)?);
+    }
+    for request in &options.driver {
+        let bind = asked_for(request, host)?;
+        binds.push(Bind {
+            is_required: false,
+            ..bind
+        });
     }
     Ok(Plan {
         binds,
         directories: directories(options, host, home.as_deref()),
         home,
     })
+}
+
+impl Options {
+    fn leaves_out(&self, name: &str) -> bool {
+        self.left_out.iter().any(|left_out| left_out == name)
+    }
+}
+
+/// What no program works without.
+fn system(options: &Options, host: &Host<'_>) -> Vec<Bind> {
+    let mut binds = Vec::new();
+    for (name, path) in [("proc", "/proc"), ("sys", "/sys"), ("dev", "/dev")] {
+        if options.leaves_out(name) {
+            continue;
+        }
+        let own = match name {
+            "proc" if options.has_own_processes => Some(Source::Processes),
+            "dev" if options.is_contained => Some(Source::Devices(options.devices.clone())),
+            _ => None,
+        };
+        let bind = optional(host, path).map(|bind| Bind {
+            source: own.unwrap_or(bind.source.clone()),
+            is_required: true,
+            ..bind
+        });
+        binds.extend(bind);
+    }
+    binds
+}
+
+/// Files that Singularity's configuration names by default.
+fn configured(options: &Options, host: &Host<'_>) -> Vec<Bind> {
+    let mut binds = Vec::new();
+    if !options.leaves_out("/etc/hosts") {
+        binds.extend(optional(host, "/etc/hosts"));
+    }
+    if !options.leaves_out("/etc/localtime") {
+        binds.extend(optional(host, "/etc/localtime").map(|bind| Bind {
+            covers_link: true,
+            ..bind
+        }));
+    }
+    binds
+}
+
+fn home_directory(options: &Options, host: &Host<'_>, home: Option<&Path>) -> Option<Bind> {
+    let home = home.filter(|_| !options.is_without_home && !options.leaves_out("home"))?;
+    match &options.home {
+        Some((source, _)) => Some(Bind {
+            target: home.to_path_buf(),
+            is_required: true,
+            ..optional(host, source)?
+        }),
+        None if options.is_contained => Some(own_directory(options, home, "home", 0o750)),
+        None => optional(host, home),
+    }
+}
+
+fn temporary(options: &Options, host: &Host<'_>) -> Vec<Bind> {
+    if options.leaves_out("tmp") {
+        return Vec::new();
+    }
+    let mut binds = Vec::new();
+    for (path, inside) in [("/tmp", "tmp"), ("/var/tmp", "var_tmp")] {
+        match options.is_contained || options.work_directory.is_some() {
+            true => binds.push(own_directory(options, Path::new(path), inside, 0o1777)),
+            false => binds.extend(optional(host, path)),
+        }
+    }
+    binds
+}
+
+/// The machine's name and how it finds others.
+fn resolver(options: &Options, host: &Host<'_>) -> Vec<Bind> {
+    let mut binds: Vec<Bind> = optional(host, "/etc/resolv.conf").into_iter().collect();
+    if let Some(name) = &options.host_name {
+        let text = format!("{name}\n").into_bytes();
+        binds.push(Bind {
+            if_missing: IfMissing::Add,
+            ..identity_file(Source::Text(text), "/etc/hostname")
+        });
+    }
+    binds
+}
+
+/// A directory that the host's has nothing to do with: in memory, or `inside` the user's directory for such.
+fn own_directory(options: &Options, target: &Path, inside: &str, mode: u32) -> Bind {
+    let source = match &options.work_directory {
+        Some(directory) => Source::Host(directory.join(inside)),
+        None => Source::Memory(mode),
+    };
+    Bind {
+        source,
+        target: target.to_path_buf(),
+        kind: TargetKind::Directory,
+        is_read_only: false,
+        is_required: true,
+        if_missing: IfMissing::Add,
+        covers_link: false,
+    }
 }
 
 /// The host's `path` at the same place, if the host has it.
@@ -199,7 +340,13 @@ fn current_directory(binds: &[Bind], options: &Options, host: &Host<'_>) -> Opti
             .iter()
             .any(|virtual_| directory.starts_with(virtual_));
     let is_home = host.identity.home().as_deref() == Some(directory);
-    if is_seen || is_covered || is_the_systems || (options.is_without_home && is_home) {
+    let is_unwanted = options.is_contained || options.leaves_out("cwd");
+    if is_unwanted
+        || is_seen
+        || is_covered
+        || is_the_systems
+        || (options.is_without_home && is_home)
+    {
         return None;
     }
     optional(host, directory)
@@ -209,7 +356,8 @@ fn directories(options: &Options, host: &Host<'_>, home: Option<&Path>) -> Vec<P
     if let Some(directory) = &options.directory {
         return vec![directory.clone()];
     }
-    let mut directories: Vec<PathBuf> = host.directory.into_iter().map(Path::to_path_buf).collect();
+    let here = host.directory.filter(|_| !options.is_contained);
+    let mut directories: Vec<PathBuf> = here.into_iter().map(Path::to_path_buf).collect();
     directories.extend(home.map(Path::to_path_buf));
     directories.push("/".into());
     directories
@@ -290,6 +438,7 @@ mod tests {
         assert_eq!(
             targets(&planned(&options, "/home/ada", Some("/scratch/x"))),
             [
+                "/.singularity.d/libs",
                 "/etc/passwd",
                 "/etc/group",
                 "/proc",

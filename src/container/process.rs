@@ -41,13 +41,17 @@ pub fn enter_directory(directories: &[PathBuf]) -> Result<PathBuf, Error> {
     ))
 }
 
-/// Gives up what joining the namespaces needed. Root keeps its rights on the machine.
-pub fn drop_privileges(privilege: Privilege) -> Result<(), Error> {
+/// Gives up what joining the namespaces needed. Root keeps its rights on the machine, and the one who is to be root in the
+/// container those on the container.
+pub fn drop_privileges(privilege: Privilege, is_root_inside: bool) -> Result<(), Error> {
     let failed = |err| Error::system("giving up privileges", err);
     if privilege == Privilege::Root {
         return Ok(());
     }
     rustix::thread::set_no_new_privs(true).map_err(failed)?;
+    if is_root_inside {
+        return Ok(());
+    }
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -80,6 +84,19 @@ pub fn become_program(words: &[OsString], environment: Variables) -> Error {
         .envs(variables)
         .exec();
     Error::system(format!("exec of {}", program.display()), error)
+}
+
+/// Waits for what ends it: for a container in which other programs will be started. Nothing comes after that.
+pub fn wait_for_a_signal() -> Error {
+    let _ = rustix::thread::set_name(c"sifon-instance");
+    loop {
+        // Nothing is watched: it ends with the process.
+        if let Err(err) = rustix::event::poll(&mut [], None)
+            && err != rustix::io::Errno::INTR
+        {
+            return Error::system("waiting", err);
+        }
+    }
 }
 
 /// Where the program lies: as it is named, or in the first directory of `path` that has it. The

@@ -1,313 +1,666 @@
-//! The process that serves an image to programs: started by a client, gone when the programs are.
+//! The process that shows images to programs: one for each user, job and node, started by the first client.
 //!
-//! It stays in the host's namespaces, so that the store, credential helpers and the network are the
-//! user's. It keeps nothing that it inherited but, until the image can be read, standard error.
+//! It stays in the host's namespaces, so that the store, credential helpers and the network are the user's, and owns the user
+//! namespace in which all clients meet. It keeps nothing of the one that started it.
 
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, mpsc};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::sockopt;
-use serde::Serialize;
-use sifon_mount::registry::Credentials;
+use rustix::process::{Pid, Resource, Rlimit};
+use sifon_mount::fuse::{self, Served, View};
+use sifon_mount::image::Owners;
 use sifon_mount::sys::{descriptor, process};
 
-use super::error::{Error, in_one_line};
+use super::clients::Client;
+use super::error::Error;
+use super::images::{Images, Opening, Outcome, Refusal, Shown, Teller};
+use super::meeting;
 use super::namespaces::{self, Joinable, Privilege};
-use super::wire::{self, Ready, Reply, Request};
+use super::targets;
+use super::wire::{
+    self, Ask, ImageStatus, Joined, MountedHere, Placed, Ready, Reply, Request, Status,
+};
 
-/// Longest that a client may take to say what it wants: it has it ready.
-const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// Longest that a client may take to say what it wants or to mount: it has nothing to wait for.
+const CLIENT_LIMIT: Duration = Duration::from_secs(20);
 
-/// A server that this process started, not asked for anything yet.
-pub struct Server(OwnedFd);
+/// How often clients are looked at on kernels that do not tell when they end.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Connections at once. Starts beyond that wait for their turn in the kernel's queue.
+const CONNECTIONS_LIMIT: usize = 1024;
+
+/// What runs a server.
+pub struct Serving {
+    /// Opens images.
+    pub images: Box<dyn Images>,
+    /// Where warnings are written.
+    pub log: Option<PathBuf>,
+    /// Whose images they are, for people.
+    pub job: String,
+    /// Whether the user is root in the user namespace.
+    pub is_root_inside: bool,
+}
+
+struct Server {
+    images: Box<dyn Images>,
+    log: Option<PathBuf>,
+    job: String,
+    privilege: Privilege,
+    /// User and group that the user is there.
+    inside: (u32, u32),
+    /// In which clients mount and run; or why there is none.
+    user: Result<Option<OwnedFd>, Error>,
+    started: Instant,
+    /// Written to when `state` has changed in a way that the first thread must know of.
+    waker: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    images: HashMap<String, Slot>,
+    /// Being answered.
+    connections: usize,
+    /// File systems that exist, perhaps no longer in `images`: somebody may still be in there.
+    sessions: usize,
+    /// How many there were.
+    sessions_begun: u64,
+    /// Whether a client came yet.
+    was_asked: bool,
+    must_stop: bool,
+    /// Connections of those who wait for the end.
+    farewells: Vec<UnixStream>,
+}
+
+enum Slot {
+    Opening(Arc<Opening>),
+    Mounted(Mounted),
+}
+
+struct Mounted {
+    session: u64,
+    shared: Arc<Shared>,
+    clients: Vec<Client>,
+    idle_since: Option<Instant>,
+    linger: Duration,
+}
+
+/// What joining an image takes.
+struct Shared {
+    image: String,
+    digest: String,
+    about: Ready,
+    joinable: Joinable,
+    served: Served,
+}
+
+/// The first lines of the server's process, with a single thread: leaves everything behind that it inherited but standard
+/// input, which is the socket where clients come.
+pub fn begin() -> io::Result<UnixListener> {
+    process::close_inherited(3)?;
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    descriptor::let_go_of_input_and_output()?;
+    descriptor::let_go_of_stderr()?;
+    rustix::process::chdir("/")?;
+    process::detach()?;
+    let _ = rustix::thread::set_name(c"sifon-server");
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: files.maximum,
+        maximum: files.maximum,
+    };
+    // Each program takes one while it runs; with the limit as it is there may be fewer.
+    let _ = rustix::process::setrlimit(Resource::Nofile, most);
+    Ok(listener)
+}
+
+/// Serves until nobody needs it any more.
+pub fn serve(listener: UnixListener, serving: Serving) -> io::Result<()> {
+    let privilege = Privilege::of_caller();
+    // While there is one thread.
+    let inside = match serving.is_root_inside {
+        true => (0, 0),
+        false => namespaces::own_numbers(),
+    };
+    let user = namespaces::new_user_namespace(privilege, inside);
+    let (wake, waker) = rustix::pipe::pipe_with(
+        rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
+    )?;
+    listener.set_nonblocking(true)?;
+    let server = Arc::new(Server {
+        images: serving.images,
+        log: serving.log,
+        job: serving.job,
+        privilege,
+        inside,
+        user,
+        started: Instant::now(),
+        waker,
+        state: Mutex::default(),
+    });
+    loop {
+        let wait = server.looked_after();
+        if wait == Wait::Leave {
+            // Those who wait for their turn find it closed, and start another server.
+            drop(listener);
+            return Ok(());
+        }
+        server.wait(&wake, &listener, wait)?;
+    }
+}
+
+/// How long the first thread may do nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    ForEvents,
+    Until(Instant),
+    Leave,
+}
 
 impl Server {
-    /// Starts this program again with `verb`, whose implementation calls [`serve`].
-    pub fn start(verb: &str) -> Result<Self, Error> {
-        let failed = |err| Error::system("start of the image's server", err);
-        let (here, there) = wire::pair().map_err(failed)?;
-        let mut command = Command::new("/proc/self/exe");
-        // They come with the request's settings; in /proc they would be seen as long as the server lives.
-        for variable in Credentials::variables() {
-            command.env_remove(variable);
-        }
-        let mut child = command
-            .arg0("sifon")
-            .arg(verb)
-            .stdin(Stdio::from(there))
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .map_err(failed)?;
-        // It goes on as another process, so that the program never has a child it did not start.
-        let status = child.wait().map_err(failed)?;
-        if !status.success() {
-            return Err(Error::Refused(format!(
-                "start of the image's server: it ended with {status}"
-            )));
-        }
-        Ok(Self(here))
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Asks for an image, and waits until it can be read; the server's own limits end the wait.
-    /// `on_progress` hears how far that is.
-    pub fn ask(
-        self,
-        request: &Request,
-        on_progress: &dyn Fn(serde_json::Value),
-    ) -> Result<(Ready, Joinable), Error> {
-        let failed = |err| Error::system("the image's server", err);
-        wire::send(self.0.as_fd(), request, &[]).map_err(failed)?;
-        loop {
-            match wire::receive::<Reply>(self.0.as_fd()).map_err(failed)? {
-                Some((Reply::Progress(step), _)) => on_progress(step),
-                Some((Reply::Ready(ready), descriptors)) => {
-                    let joinable = Joinable::from_descriptors(descriptors);
-                    return joinable.map(|joinable| (ready, joinable)).ok_or_else(|| {
-                        Error::Refused("the image's server sent no namespaces".into())
-                    });
+    fn wake(&self) {
+        // A full pipe wakes as well.
+        let _ = rustix::io::write(&self.waker, b"!");
+    }
+
+    /// Forgets clients that have gone and images that nobody used for long enough.
+    fn looked_after(&self) -> Wait {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        let mut sooner = |time: Instant| next = Some(next.map_or(time, |next| next.min(time)));
+        let mut state = self.state();
+        let mut unused = Vec::new();
+        for (key, slot) in &mut state.images {
+            let Slot::Mounted(mounted) = slot else {
+                continue;
+            };
+            mounted.clients.retain_mut(Client::lives);
+            if mounted
+                .clients
+                .iter()
+                .any(|client| client.handle().is_none())
+            {
+                sooner(now + LOOK_INTERVAL);
+            }
+            if !mounted.clients.is_empty() {
+                mounted.idle_since = None;
+                continue;
+            }
+            let end = *mounted.idle_since.get_or_insert(now) + mounted.linger;
+            if end <= now {
+                unused.push(key.clone());
+            } else {
+                sooner(end);
+            }
+        }
+        // Dropping the last descriptor of a namespace unmounts what is mounted in it, which takes a while.
+        let dropped: Vec<Slot> = unused
+            .iter()
+            .filter_map(|key| state.images.remove(key))
+            .collect();
+        let is_idle = state.images.is_empty() && state.sessions == 0 && state.connections == 0;
+        if !state.was_asked && !state.must_stop {
+            let limit = self.started + CLIENT_LIMIT;
+            sooner(limit);
+            if now < limit {
+                return next.map_or(Wait::ForEvents, Wait::Until);
+            }
+        }
+        if state.must_stop || is_idle {
+            return Wait::Leave;
+        }
+        drop(state);
+        drop(dropped);
+        next.map_or(Wait::ForEvents, Wait::Until)
+    }
+
+    /// Waits for clients that come or go; takes those that come.
+    fn wait(
+        self: &Arc<Self>,
+        wake: &OwnedFd,
+        listener: &UnixListener,
+        wait: Wait,
+    ) -> io::Result<()> {
+        let (handles, is_full) = {
+            let state = self.state();
+            let clients = state.images.values().flat_map(|slot| match slot {
+                Slot::Mounted(mounted) => mounted.clients.as_slice(),
+                Slot::Opening(_) => &[],
+            });
+            // Copies, because clients come and go while this thread waits.
+            let handles: Vec<OwnedFd> = clients
+                .filter_map(|client| client.handle()?.try_clone_to_owned().ok())
+                .collect();
+            (handles, state.connections >= CONNECTIONS_LIMIT)
+        };
+        let mut watched = vec![PollFd::new(wake, PollFlags::IN)];
+        if !is_full {
+            watched.push(PollFd::new(listener, PollFlags::IN));
+        }
+        watched.extend(
+            handles
+                .iter()
+                .map(|handle| PollFd::new(handle, PollFlags::IN)),
+        );
+        let limit = match wait {
+            Wait::Until(time) => {
+                let left = time.saturating_duration_since(Instant::now());
+                // A millisecond more than is left: not to look again too early.
+                Timespec::try_from(left + Duration::from_millis(1)).ok()
+            }
+            Wait::ForEvents | Wait::Leave => None,
+        };
+        match rustix::event::poll(&mut watched, limit.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(err) => return Err(err.into()),
+        }
+        let mut drained = [0; 64];
+        while rustix::io::read(wake, &mut drained).is_ok_and(|count| count == drained.len()) {}
+        while !is_full && let Ok((stream, _)) = listener.accept() {
+            self.take(stream);
+        }
+        Ok(())
+    }
+
+    /// Answers one client in a thread of its own.
+    fn take(self: &Arc<Self>, stream: UnixStream) {
+        let server = Arc::clone(self);
+        {
+            let mut state = self.state();
+            state.connections += 1;
+            state.was_asked = true;
+        }
+        let left = OnDrop(Some(move || {
+            server.state().connections -= 1;
+            server.wake();
+        }));
+        let server = Arc::clone(self);
+        let answering = thread::Builder::new().name("client".into()).spawn(move || {
+            let _left = left;
+            if let Err(err) = server.answer(stream) {
+                tracing::warn!("a client: {err}");
+            }
+        });
+        if let Err(err) = answering {
+            tracing::warn!("a client could not be answered: {err}");
+        }
+    }
+
+    fn answer(self: &Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        let pid = wire::require_same_user(&stream)?;
+        meeting::require_same_place(pid)?;
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(CLIENT_LIMIT))?;
+        stream.set_write_timeout(Some(CLIENT_LIMIT))?;
+        wire::send(stream.as_fd(), &Reply::Welcome, &[])?;
+        let mut ask = wire::receive::<Ask>(stream.as_fd())?;
+        while let Some((Ask::Status, _)) = ask {
+            wire::send(stream.as_fd(), &Reply::Status(self.status()), &[])?;
+            ask = wire::receive::<Ask>(stream.as_fd())?;
+        }
+        match ask {
+            None | Some((Ask::Status, _)) => Ok(()),
+            Some((Ask::Stop { even_if_used }, _)) => {
+                let status = self.status();
+                let is_used = status.images.iter().any(|image| !image.clients.is_empty());
+                wire::send(stream.as_fd(), &Reply::Status(status), &[])?;
+                let mut state = self.state();
+                state.must_stop |= even_if_used;
+                for slot in state.images.values_mut() {
+                    if let Slot::Mounted(mounted) = slot {
+                        mounted.linger = Duration::ZERO;
+                    }
                 }
-                Some((Reply::Failed { message, hint }, _)) => {
-                    return Err(Error::Reported { message, hint });
+                if even_if_used || !is_used {
+                    // The other end sees when this process is gone.
+                    state.farewells.push(stream);
                 }
-                None => {
-                    let problem = "the image's server ended before the image could be read";
-                    return Err(Error::Refused(problem.into()));
+                Ok(())
+            }
+            Some((Ask::Start(request), _)) => {
+                let socket = Arc::new(Mutex::new(stream.try_clone()?));
+                let client = Client::of(pid);
+                match self.start(&stream, &request, client, Teller::new(socket)) {
+                    Ok(()) => Ok(()),
+                    Err(Ended::Refused { message, hint }) => {
+                        wire::send(stream.as_fd(), &Reply::Failed { message, hint }, &[])
+                    }
+                    Err(Ended::ClientIsGone) => Ok(()),
+                    Err(Ended::Failed(err)) => Err(err),
                 }
             }
         }
     }
-}
 
-/// An image that is mounted and answers.
-pub struct Prepared {
-    /// What the client is told.
-    pub ready: Ready,
-    /// Returns when the image is unmounted everywhere.
-    pub session: Box<dyn FnOnce() + Send>,
-}
-
-/// A request for an image, with what is needed to show it.
-pub struct Opening {
-    /// What the client asked.
-    pub request: Request,
-    /// The connection to /dev/fuse of a file system that is mounted and waits to be served.
-    pub connection: OwnedFd,
-    /// For whom that is.
-    pub privilege: Privilege,
-    /// Where to tell how far the opening is.
-    pub teller: Teller,
-}
-
-/// What opens and serves an image. It runs in a thread of its own.
-pub type Prepare = Box<dyn FnOnce(Opening) -> Result<Prepared, Refusal> + Send>;
-
-/// Tells a client how far the opening of its image is.
-#[derive(Clone)]
-pub struct Teller(Arc<Mutex<OwnedFd>>);
-
-impl Teller {
-    /// Sends one step. It is lost when the client does not keep up, because it may be stopped.
-    pub fn tell(&self, step: &impl Serialize) {
-        let Ok(step) = serde_json::to_value(step) else {
-            return;
-        };
-        let socket = self.0.lock().expect("sending does not panic");
-        // Writable means that a good part of the buffer is free, far more than a step takes.
-        let mut watched = [PollFd::new(&*socket, PollFlags::OUT)];
-        if rustix::event::poll(&mut watched, Some(&Timespec::default()))
-            .is_ok_and(|ready| ready > 0)
-        {
-            // A client that is gone is noticed elsewhere.
-            let _ = wire::send(socket.as_fd(), &Reply::Progress(step), &[]);
-        }
-    }
-}
-
-/// Why an image cannot be served, and what the user can do about it.
-pub struct Refusal {
-    /// The error, with its causes.
-    pub error: Box<dyn std::error::Error + Send + Sync>,
-    /// The hint, if there is one.
-    pub hint: Option<String>,
-}
-
-/// The server: to be called in the first lines of the process that [`Server::start`] starts, with a
-/// single thread and nothing opened. Returns when the image is unmounted, or when the client is gone
-/// before it could be read.
-pub fn serve(prepare: Prepare) -> Result<(), Error> {
-    let socket = begin().map_err(|err| Error::system("start of the image's server", err))?;
-    let result = answer(&socket, prepare);
-    if let Err(error) = &result {
-        let reply = Reply::Failed {
+    /// Lets a client into the image that it asks for.
+    fn start(
+        self: &Arc<Self>,
+        stream: &UnixStream,
+        request: &Request,
+        client: Client,
+        teller: Teller,
+    ) -> Result<(), Ended> {
+        let user = self.user.as_ref().map_err(|error| Ended::Refused {
             message: error.in_one_line(),
             hint: error.hint().map(str::to_owned),
-        };
-        let _ = wire::send(socket.as_fd(), &reply, &[]);
-    }
-    // The client, if it is still there, has been told.
-    Ok(())
-}
-
-/// Leaves everything inherited behind but standard error; gives the socket that is standard input.
-fn begin() -> io::Result<OwnedFd> {
-    process::close_inherited(3)?;
-    let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    descriptor::let_go_of_input_and_output()?;
-    process::detach()?;
-    let _ = rustix::thread::set_name(c"sifon-server");
-    wire::require_same_user(&socket)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(REQUEST_LIMIT))?;
-    Ok(socket)
-}
-
-fn answer(socket: &OwnedFd, prepare: Prepare) -> Result<(), Error> {
-    let failed = |err| Error::system("the client of the image's server", err);
-    let Some((request, _)) = wire::receive::<Request>(socket.as_fd()).map_err(failed)? else {
-        return Ok(());
-    };
-    let privilege = Privilege::of_caller();
-    let (joinable, connection) =
-        namespaces::create(privilege, || namespaces::mount_fuse("/", privilege))?;
-    let teller = Teller(Arc::new(Mutex::new(socket.try_clone().map_err(failed)?)));
-    let opening = Opening {
-        request,
-        connection,
-        privilege,
-        teller,
-    };
-    let prepared = match prepared(socket, move || prepare(opening)) {
-        Outcome::Prepared(prepared) => prepared,
-        Outcome::ClientIsGone => return Ok(()),
-        Outcome::Refused(Refusal { error, hint }) => {
-            return Err(Error::Reported {
-                message: in_one_line(error.as_ref()),
-                hint,
-            });
+        })?;
+        let (server, asked) = (Arc::clone(self), request.clone());
+        let key = while_connected(stream, move || server.images.key(&asked))?()?;
+        let pid = client.pid();
+        let mut client = Some(client);
+        loop {
+            match self.turn(&key, request, &mut client) {
+                Turn::Join(shared) => return self.join(stream, request, &key, &shared, user, pid),
+                Turn::Wait(opening) => match opening.outcome(&teller) {
+                    Outcome::Shown | Outcome::Abandoned => {}
+                    Outcome::Refused { message, hint } => {
+                        return Err(Ended::Refused { message, hint });
+                    }
+                },
+                Turn::Open(opening) => {
+                    let opened = self.open(stream, request, &key, &opening, &teller, user);
+                    if opened.is_err() {
+                        self.state().images.remove(&key);
+                    }
+                    opening.over(match &opened {
+                        Ok(()) => Outcome::Shown,
+                        Err(Ended::Refused { message, hint }) => Outcome::Refused {
+                            message: message.clone(),
+                            hint: hint.clone(),
+                        },
+                        Err(_) => Outcome::Abandoned,
+                    });
+                    opened?;
+                }
+            }
         }
-    };
-    // Nothing of the client's is kept from here on: not its terminal, not its directory.
-    descriptor::let_go_of_stderr().map_err(failed)?;
-    rustix::process::chdir("/").map_err(|err| failed(err.into()))?;
-    let descriptors = joinable.descriptors();
-    wire::send(socket.as_fd(), &Reply::Ready(prepared.ready), &descriptors).map_err(failed)?;
-    // From here on the namespaces are the client's alone: they end when its last process does, the
-    // image is unmounted then, and the session with it.
-    drop(joinable);
-    (prepared.session)();
-    Ok(())
-}
-
-enum Outcome {
-    Prepared(Prepared),
-    Refused(Refusal),
-    ClientIsGone,
-}
-
-/// What `prepare` gives, in a thread of its own; this one waits for that, or for the client's end,
-/// whichever comes first.
-fn prepared(
-    socket: &OwnedFd,
-    prepare: impl FnOnce() -> Result<Prepared, Refusal> + Send + 'static,
-) -> Outcome {
-    let refused = |error: io::Error| {
-        Outcome::Refused(Refusal {
-            error: error.into(),
-            hint: None,
-        })
-    };
-    let (wake, waker) = match rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) {
-        Ok(pipe) => pipe,
-        Err(err) => return refused(err.into()),
-    };
-    let (give, take) = mpsc::channel();
-    let worker = thread::Builder::new().name("open".into()).spawn(move || {
-        let _ = give.send(prepare());
-        drop(waker);
-    });
-    if let Err(err) = worker {
-        return refused(err);
     }
+
+    /// What a client has to do now. With `Turn::Join` it is one of the image's clients.
+    fn turn(&self, key: &str, request: &Request, client: &mut Option<Client>) -> Turn {
+        let mut state = self.state();
+        match state.images.get_mut(key) {
+            Some(Slot::Mounted(mounted)) => {
+                mounted.clients.extend(client.take());
+                mounted.idle_since = None;
+                mounted.linger = request.linger;
+                Turn::Join(Arc::clone(&mounted.shared))
+            }
+            Some(Slot::Opening(opening)) => Turn::Wait(Arc::clone(opening)),
+            None => {
+                let opening = Arc::new(Opening::default());
+                let slot = Slot::Opening(Arc::clone(&opening));
+                state.images.insert(key.to_owned(), slot);
+                Turn::Open(opening)
+            }
+        }
+    }
+
+    /// Tells a client where everything is, and hears where it went.
+    fn join(
+        &self,
+        stream: &UnixStream,
+        request: &Request,
+        key: &str,
+        shared: &Shared,
+        user: &Option<OwnedFd>,
+        pid: Pid,
+    ) -> Result<(), Ended> {
+        // The first thread has a new client to watch.
+        self.wake();
+        let placed: Vec<Placed> = request
+            .targets
+            .iter()
+            .map(|target| targets::placed(&shared.served, target))
+            .collect();
+        let ready = Ready {
+            targets: placed,
+            ..shared.about.clone()
+        };
+        let mut descriptors = shared.joinable.descriptors();
+        descriptors.extend(user.as_ref().map(AsFd::as_fd));
+        wire::send(stream.as_fd(), &Reply::Ready(ready), &descriptors)?;
+        let Some((Joined { mount_namespace }, _)) = wire::receive(stream.as_fd())? else {
+            return Ok(());
+        };
+        if let Some(Slot::Mounted(mounted)) = self.state().images.get_mut(key) {
+            for client in &mut mounted.clients {
+                if client.pid() == pid {
+                    client.is_in(mount_namespace);
+                }
+            }
+        }
+        Ok(wire::send(stream.as_fd(), &Reply::Welcome, &[])?)
+    }
+
+    /// Opens an image and serves it, with the client's help.
+    fn open(
+        self: &Arc<Self>,
+        stream: &UnixStream,
+        request: &Request,
+        key: &str,
+        opening: &Arc<Opening>,
+        teller: &Teller,
+        user: &Option<OwnedFd>,
+    ) -> Result<(), Ended> {
+        opening.tell_also(teller);
+        let (server, asked, told) = (Arc::clone(self), request.clone(), Arc::clone(opening));
+        let shown = while_connected(stream, move || server.images.open(&asked, &told))?;
+        let inside: Vec<BorrowedFd<'_>> = user.iter().map(AsFd::as_fd).collect();
+        wire::send(stream.as_fd(), &Reply::Mount, &inside)?;
+        let Some((MountedHere, mut descriptors)) = wire::receive(stream.as_fd())? else {
+            return Err(Ended::ClientIsGone);
+        };
+        if descriptors.len() != 3 {
+            return Err(Ended::Failed(io::ErrorKind::InvalidData.into()));
+        }
+        let connection = descriptors.remove(0);
+        let joinable = Joinable::from_descriptors(descriptors).ok_or(Ended::ClientIsGone)?;
+        self.show(request, key, shown()?, connection, joinable)
+    }
+
+    fn show(
+        self: &Arc<Self>,
+        request: &Request,
+        key: &str,
+        shown: Shown,
+        connection: OwnedFd,
+        joinable: Joinable,
+    ) -> Result<(), Ended> {
+        let owners = match self.privilege {
+            Privilege::Root => Owners::AsInImage,
+            Privilege::User => Owners::Caller {
+                uid: self.inside.0,
+                gid: self.inside.1,
+            },
+        };
+        let view = View {
+            owners,
+            timeout: shown.timeout,
+            ..View::default()
+        };
+        let served = fuse::serve(shown.image, connection, view)?;
+        let ended = served.ended().clone();
+        let shared = Arc::new(Shared {
+            image: request.image.to_string_lossy().into_owned(),
+            digest: shown.digest,
+            about: shown.about,
+            joinable,
+            served,
+        });
+        let session = {
+            let mut state = self.state();
+            state.sessions += 1;
+            state.sessions_begun += 1;
+            let session = state.sessions_begun;
+            let mounted = Mounted {
+                session,
+                shared,
+                clients: Vec::new(),
+                idle_since: None,
+                linger: request.linger,
+            };
+            state.images.insert(key.to_owned(), Slot::Mounted(mounted));
+            session
+        };
+        let (server, key, kept) = (Arc::clone(self), key.to_owned(), shown.kept);
+        let over = OnDrop(Some(move || {
+            let dropped = {
+                let mut state = server.state();
+                state.sessions -= 1;
+                let is_this = |slot: &Slot| match slot {
+                    Slot::Mounted(mounted) => mounted.session == session,
+                    Slot::Opening(_) => false,
+                };
+                match state.images.get(&key).is_some_and(is_this) {
+                    true => state.images.remove(&key),
+                    false => None,
+                }
+            };
+            drop(dropped);
+            server.wake();
+        }));
+        thread::Builder::new()
+            .name("session".into())
+            .spawn(move || {
+                let _over = over;
+                // An error means that the connection was cut; whoever reads from it is told.
+                let _ = ended.recv();
+                drop(kept);
+            })?;
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        let mut state = self.state();
+        let images = state.images.values_mut().filter_map(|slot| match slot {
+            Slot::Mounted(mounted) => Some(ImageStatus {
+                image: mounted.shared.image.clone(),
+                digest: mounted.shared.digest.clone(),
+                clients: mounted
+                    .clients
+                    .iter_mut()
+                    .filter_map(|client| client.lives().then_some(client.pid()))
+                    .map(|pid| pid.as_raw_nonzero().get().unsigned_abs())
+                    .collect(),
+                idle: mounted.idle_since.map(|since| since.elapsed()),
+            }),
+            Slot::Opening(_) => None,
+        });
+        Status {
+            pid: std::process::id(),
+            job: self.job.clone(),
+            age: self.started.elapsed(),
+            memory_bytes: own_memory_bytes(),
+            log: self.log.clone(),
+            images: images.collect(),
+        }
+    }
+}
+
+enum Turn {
+    Join(Arc<Shared>),
+    Wait(Arc<Opening>),
+    Open(Arc<Opening>),
+}
+
+/// How answering a client ended, other than well.
+enum Ended {
+    Refused {
+        message: String,
+        hint: Option<String>,
+    },
+    ClientIsGone,
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::ClientIsGone,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+impl From<Refusal> for Ended {
+    fn from(Refusal { message, hint }: Refusal) -> Self {
+        Self::Refused { message, hint }
+    }
+}
+
+/// Begins `work` in a thread of its own. What is given waits for it, or for the client's end, whichever comes first; nobody waits
+/// for the work then.
+fn while_connected<T: Send + 'static>(
+    client: &UnixStream,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> io::Result<impl FnOnce() -> Result<T, Ended>> {
+    let (wake, waker) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (give, take) = mpsc::channel();
+    thread::Builder::new().name("open".into()).spawn(move || {
+        let _ = give.send(work());
+        drop(waker);
+    })?;
+    Ok(move || {
+        wait_for_either(&wake, client)?;
+        let done = take.recv();
+        Ok(done.map_err(|_| io::Error::other("opening the image ended in a panic"))??)
+    })
+}
+
+/// Waits for the end of `wake`'s other end, or of the client.
+fn wait_for_either(wake: &OwnedFd, client: &UnixStream) -> Result<(), Ended> {
     loop {
         let mut watched = [
-            PollFd::new(&wake, PollFlags::IN),
+            PollFd::new(wake, PollFlags::IN),
             // Nothing is said on the socket until the reply: whatever happens there is its end.
-            PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP),
+            PollFd::new(client, PollFlags::IN | PollFlags::RDHUP),
         ];
         match rustix::event::poll(&mut watched, None) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(err) => return refused(err.into()),
+            Err(err) => return Err(Ended::Failed(err.into())),
         }
         if !watched[0].revents().is_empty() {
-            return match take.recv() {
-                Ok(Ok(prepared)) => Outcome::Prepared(prepared),
-                Ok(Err(refusal)) => Outcome::Refused(refusal),
-                Err(_) => refused(io::Error::other("opening the image ended in a panic")),
-            };
+            return Ok(());
         }
         if !watched[1].revents().is_empty() {
-            return Outcome::ClientIsGone;
+            return Err(Ended::ClientIsGone);
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Bytes of this process's memory that no file is behind.
+fn own_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
+}
 
-    #[test]
-    fn steps_are_lost_rather_than_waited_for() {
-        let (client, server) = wire::pair().unwrap();
-        let teller = Teller(Arc::new(Mutex::new(server)));
-        for step in 0..50_000 {
-            teller.tell(&step);
-        }
-        drop(teller);
-        let mut told = 0;
-        while let Some((reply, _)) = wire::receive::<Reply>(client.as_fd()).unwrap() {
-            assert!(matches!(reply, Reply::Progress(step) if step == told));
-            told += 1;
-        }
-        assert!(told > 10 && told < 50_000, "{told}");
-    }
+/// Does something when it is dropped, however that comes.
+struct OnDrop<F: FnOnce()>(Option<F>);
 
-    #[test]
-    fn a_client_hears_of_progress_and_then_the_answer() {
-        let (client, server) = wire::pair().unwrap();
-        let served = thread::spawn(move || {
-            let (request, _) = wire::receive::<Request>(server.as_fd()).unwrap().unwrap();
-            Teller(Arc::new(Mutex::new(server.try_clone().unwrap()))).tell(&"half");
-            let message = format!("no {}", request.image.display());
-            wire::send(
-                server.as_fd(),
-                &Reply::Failed {
-                    message,
-                    hint: None,
-                },
-                &[],
-            )
-            .unwrap();
-        });
-        let request = Request {
-            settings: serde_json::Value::Null,
-            image: "x".into(),
-            targets: Vec::new(),
-        };
-        let heard = std::cell::RefCell::new(Vec::new());
-        let error = Server(client)
-            .ask(&request, &|step| heard.borrow_mut().push(step))
-            .unwrap_err();
-        assert_eq!(
-            (error.to_string().as_str(), heard.into_inner()),
-            ("no x", vec!["half".into()])
-        );
-        served.join().unwrap();
+impl<F: FnOnce()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        if let Some(run) = self.0.take() {
+            run();
+        }
     }
 }

@@ -4,26 +4,57 @@ use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+use rustix::process::Pid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{IfMissing, TargetKind};
 
-/// What a client asks of a server, once.
+/// What a client asks of a server, first thing.
 #[derive(Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// To show an image.
+    Start(Request),
+    /// What it shows, and to whom.
+    Status,
+    /// To go.
+    Stop {
+        /// Even if programs run in its images.
+        even_if_used: bool,
+    },
+}
+
+/// The image that a client wants to run a program in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
     /// The client's settings, as the command that opens the image understands them.
     pub settings: serde_json::Value,
-    /// The image as the user named it; paths count from the client's directory, where the server starts.
+    /// The image in words that do not depend on a directory.
     pub image: OsString,
     /// Where the client will bind something.
     pub targets: Vec<Target>,
+    /// How long the image stays mounted when nobody uses it any more.
+    pub linger: Duration,
+}
+
+/// What a client says when it was told to mount ([`Reply::Mount`]); the descriptors of its mount come along: the connection to
+/// /dev/fuse, then those of [`super::namespaces::Joinable`] without a user namespace.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MountedHere;
+
+/// What a client says last, in the mount namespace in which its program is going to run.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Joined {
+    /// The namespace's inode number.
+    pub mount_namespace: u64,
 }
 
 /// A path in the image on which the client will bind something.
@@ -42,8 +73,15 @@ pub struct Target {
 /// What a server answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
+    /// There is somebody: comes first, and after [`Joined`].
+    Welcome,
     /// How far the opening of the image is; any number of these come before one of the others.
     Progress(serde_json::Value),
+    /// A message about that for the user, one line, likewise.
+    Message(String),
+    /// The client is the first with this image, and is to mount it: a server has threads, and so cannot enter namespaces. The
+    /// user namespace to do so in comes along, unless the caller is root.
+    Mount,
     /// The image can be read; the descriptors of [`super::namespaces::Joinable`] come along.
     Ready(Ready),
     /// It cannot.
@@ -53,10 +91,42 @@ pub enum Reply {
         /// What the user can do about it.
         hint: Option<String>,
     },
+    /// The answer to [`Ask::Status`], and to [`Ask::Stop`] before the server goes.
+    Status(Status),
+}
+
+/// A server and what it shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its process.
+    pub pid: u32,
+    /// Whose images they are: the job, or the login session.
+    pub job: String,
+    /// How long it has been there.
+    pub age: Duration,
+    /// Bytes of memory that are its own.
+    pub memory_bytes: u64,
+    /// Where it writes warnings, if it can.
+    pub log: Option<PathBuf>,
+    /// What is mounted.
+    pub images: Vec<ImageStatus>,
+}
+
+/// An image that a server shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageStatus {
+    /// As a user named it first.
+    pub image: String,
+    /// The chosen manifest.
+    pub digest: String,
+    /// Processes by which each container in it is known.
+    pub clients: Vec<u32>,
+    /// How long it has had none.
+    pub idle: Option<Duration>,
 }
 
 /// An image that can be joined.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// For each target of the request, in order.
     pub targets: Vec<Placed>,
@@ -68,6 +138,8 @@ pub struct Ready {
     pub command: Vec<Vec<u8>>,
     /// `WorkingDir`.
     pub working_directory: Vec<u8>,
+    /// `User`.
+    pub user: Vec<u8>,
 }
 
 /// Where a target of a bind lies in the image.
@@ -185,11 +257,11 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-/// Fails unless the process at the other end belongs to this process's user.
-pub fn require_same_user(socket: &OwnedFd) -> io::Result<()> {
+/// Fails unless the process at the other end belongs to this process's user; gives that process.
+pub fn require_same_user(socket: impl AsFd) -> io::Result<Pid> {
     let peer = rustix::net::sockopt::socket_peercred(socket.as_fd())?;
     if peer.uid == rustix::process::geteuid() {
-        return Ok(());
+        return Ok(peer.pid);
     }
     Err(io::Error::new(
         io::ErrorKind::PermissionDenied,

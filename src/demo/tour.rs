@@ -114,6 +114,7 @@ impl<'a> Tour<'a> {
         let reference = self.reference();
         let words = [
             "exec",
+            "--private",
             "--cleanenv",
             "--no-home",
             &reference,

@@ -55,7 +55,7 @@ pub fn become_program(request: &Request) -> Result<Infallible, Error> {
     rustix::process::fchdir(&root)?;
     unpack(&file, root_file_system)?;
     namespaces::change_root(&root)?;
-    process::drop_privileges(privilege)?;
+    process::drop_privileges(privilege, false)?;
     let words = [image::PROGRAM, program::VERB].map(OsString::from);
     Err(process::become_program(&words, variables).into())
 }

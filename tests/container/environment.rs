@@ -26,7 +26,7 @@ fn the_environment_is_the_images_the_users_and_the_rest_of_the_hosts() {
         command
             .env("FROM", "host")
             .env("EMPTY", "host")
-            .env("SLURM_JOB_ID", "7")
+            .env("SLURM_PROCID", "7")
             .env("APPTAINERENV_OURS", "apptainer")
             .env("SINGULARITYENV_OURS", "singularity")
             .env("LD_LIBRARY_PATH", "/host/lib")
@@ -47,7 +47,7 @@ fn the_environment_is_the_images_the_users_and_the_rest_of_the_hosts() {
             ("ASKED", Some("image/x")),
             ("OURS", Some("apptainer")),
             ("APPTAINERENV_OURS", None),
-            ("SLURM_JOB_ID", Some("7")),
+            ("SLURM_PROCID", Some("7")),
             ("LD_LIBRARY_PATH", Some("/.singularity.d/libs")),
             ("APPTAINER_COMMAND", Some("exec")),
             ("SINGULARITY_CONTAINER", Some(image.reference().as_str())),
@@ -72,13 +72,13 @@ fn a_clean_environment_has_nothing_of_the_host() {
     for machine in machines() {
         let mut command = machine.exec(&image, &["-e"], &["env"]);
         let output = command
-            .env("SLURM_JOB_ID", "7")
+            .env("SLURM_PROCID", "7")
             .env("TERM", "vt100")
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.lines().any(|line| line == "TERM=vt100"), "{text}");
         assert!(text.lines().any(|line| line == "LANG=C"), "{text}");
-        assert!(!text.contains("SLURM_JOB_ID"), "{text}");
+        assert!(!text.contains("SLURM_"), "{text}");
     }
 }

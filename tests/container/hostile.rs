@@ -38,7 +38,9 @@ fn symlinks_where_something_is_bound_change_nothing_on_the_host() {
         let before = snapshot(&canary);
         let canary_path = canary.display().to_string();
         let up = format!("../../../../../..{canary_path}");
-        let links: [&[(&str, &str)]; 7] = [
+        let links: [&[(&str, &str)]; 9] = [
+            &[(".singularity.d", &canary_path)],
+            &[(".singularity.d/libs", &up), ("scratch", &canary_path)],
             &[("etc", &canary_path)],
             &[("proc", "../../.."), ("sys", &up), ("dev", &canary_path)],
             &[("tmp", &canary_path), ("var/tmp", "/tmp")],
@@ -66,14 +68,27 @@ fn symlinks_where_something_is_bound_change_nothing_on_the_host() {
                 image.link(path, target);
             }
             let image = image.finish();
-            // It may refuse to start, but it must end.
-            let options = ["-B", "/usr:/mnt/usr"];
-            let output = machine.exec(&image, &options, &["true"]).output().unwrap();
-            assert!(
-                matches!(output.status.code(), Some(0 | 255)),
-                "{links:?}: {output:?}"
-            );
-            assert_eq!(snapshot(&canary), before, "{links:?}");
+            for options in [
+                &["-B", "/usr:/mnt/usr"][..],
+                &[
+                    "-C",
+                    "-S",
+                    "/scratch/deep",
+                    "-B",
+                    "/usr:/tmp/usr",
+                    "--hostname",
+                    "x",
+                ],
+                &["--writable-tmpfs", "-S", "/scratch"],
+            ] {
+                // It may refuse to start, but it must end.
+                let output = machine.exec(&image, options, &["true"]).output().unwrap();
+                assert!(
+                    matches!(output.status.code(), Some(0 | 255)),
+                    "{links:?}: {output:?}"
+                );
+                assert_eq!(snapshot(&canary), before, "{links:?} {options:?}");
+            }
         }
         machine.wait_for_all();
     }
@@ -85,7 +100,7 @@ fn mounts() -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     mounts
         .lines()
-        .filter(|line| line.contains("sifon"))
+        .filter(|line| line.contains(" fuse.sifon sifon "))
         .map(str::to_owned)
         .collect()
 }

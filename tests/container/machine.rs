@@ -34,6 +34,7 @@ pub enum Caller {
 /// A directory for the store and for files of a run, and a mark for its processes.
 pub struct Machine {
     caller: Caller,
+    place: Option<Place>,
     directory: TempDir,
     mark: String,
 }
@@ -63,11 +64,19 @@ fn obstacle(caller: Caller) -> Option<String> {
     readable_for_all(scratch.path());
     let mut probe = match (caller, is_root()) {
         (Caller::Plain, false) => return Some("only root can become another user".into()),
-        (Caller::Plain, true) => as_plain_user(scratch.path()),
+        (Caller::Plain, true) => {
+            let place = Place::new(scratch.path());
+            let mut probe = place.as_plain_user();
+            let probed = probe.args(["env", "unshare", "-Um", "true"]).output();
+            return obstacle_in(probed);
+        }
         (Caller::Oneself, true) => return None,
         (Caller::Oneself, false) => Command::new("env"),
     };
-    let probed = probe.args(["unshare", "-Um", "true"]).output();
+    obstacle_in(probe.args(["unshare", "-Um", "true"]).output())
+}
+
+fn obstacle_in(probed: std::io::Result<Output>) -> Option<String> {
     match probed {
         Ok(probed) if probed.status.success() => None,
         Ok(probed) => Some(String::from_utf8_lossy(&probed.stderr).into_owned()),
@@ -75,16 +84,39 @@ fn obstacle(caller: Caller) -> Option<String> {
     }
 }
 
-/// A command that becomes user 1000 and then what follows, with a /dev/fuse that everybody may open, as
-/// on a usual host; the machine's own stays as it is.
-fn as_plain_user(scratch: &Path) -> Command {
-    let script = r#"device=$1/fuse; shift
-        test -e $device || { mknod $device c 10 229 && chmod 666 $device; } || exit 1
-        mount --bind $device /dev/fuse || exit 1
-        exec setpriv --reuid 1000 --regid 1000 --clear-groups "$@""#;
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", script, "sh"]).arg(scratch);
-    command
+/// A mount namespace with a /dev/fuse that everybody may open, as on a usual host; the machine's own stays as it is. It lives
+/// as long as this process in it.
+struct Place(Child);
+
+impl Place {
+    fn new(scratch: &Path) -> Self {
+        let script = r#"device=$1/fuse
+            mknod $device c 10 229 && chmod 666 $device && mount --bind $device /dev/fuse || exit 1
+            echo ready; exec cat"#;
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", script, "sh"]).arg(scratch);
+        let (child, said) = started(&mut command);
+        assert_eq!(said, "ready");
+        Self(child)
+    }
+
+    /// A command that becomes user 1000 there, and then what follows.
+    fn as_plain_user(&self) -> Command {
+        let script = r#"namespace=$1; shift
+            exec nsenter --mount=$namespace sh -c 'cd "$0"; exec "$@"' "$PWD" \
+                setpriv --reuid 1000 --regid 1000 --clear-groups "$@""#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]);
+        command.arg(format!("/proc/{}/ns/mnt", self.0.id()));
+        command
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Machine {
@@ -99,6 +131,7 @@ impl Machine {
         let mark = format!("{}-{count}", std::process::id());
         Self {
             caller,
+            place: (caller == Caller::Plain).then(|| Place::new(directory.path())),
             directory,
             mark,
         }
@@ -107,6 +140,11 @@ impl Machine {
     /// Whether the caller is the machine's root.
     pub fn is_root(&self) -> bool {
         self.caller == Caller::Oneself && is_root()
+    }
+
+    /// What this machine's runs are marked with; also their job.
+    pub fn mark(&self) -> &str {
+        &self.mark
     }
 
     /// The caller's user number.
@@ -132,14 +170,17 @@ impl Machine {
 
     /// A program run as the caller, with sifon's store in this machine's directory.
     pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = match self.caller {
-            Caller::Oneself => Command::new("env"),
-            Caller::Plain => as_plain_user(self.directory()),
+        let mut command = match &self.place {
+            None => Command::new("env"),
+            Some(place) => place.as_plain_user(),
         };
         readable_for_all(Path::new(env!("CARGO_BIN_EXE_sifon")).parent().unwrap());
         command
             .arg(program)
             .env(MARK, &self.mark)
+            // A server of its own for each, gone with its programs.
+            .env("SLURM_JOB_ID", &self.mark)
+            .env("SIFON_LINGER", "0")
             .env(
                 "SIFON_STORE",
                 self.directory().join(format!("store-{}", self.uid())),
@@ -234,6 +275,23 @@ impl Process {
             .unwrap_or_default()
             .trim()
             .to_owned()
+    }
+
+    /// Where a link in the process's directory of /proc leads.
+    pub fn link(&self, name: &str) -> String {
+        let pid = self.pid.as_raw_nonzero();
+        let target = fs::read_link(format!("/proc/{pid}/{name}")).unwrap();
+        target.to_string_lossy().into_owned()
+    }
+
+    /// What its descriptors refer to.
+    pub fn descriptors(&self) -> Vec<String> {
+        let pid = self.pid.as_raw_nonzero();
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        entries
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .map(|target| target.to_string_lossy().into_owned())
+            .collect()
     }
 
     /// Sends SIGKILL.

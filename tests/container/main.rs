@@ -3,10 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod image;
+mod instance;
 mod machine;
 
 mod environment;
 mod hostile;
 mod leftovers;
+mod options;
+mod oracle;
 mod process;
+mod server;
 mod view;

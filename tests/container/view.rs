@@ -71,12 +71,21 @@ fn the_machines_directories_are_there_though_the_image_has_none_of_them() {
         assert_eq!(machine.says(&image, &[], script), here);
         // Nothing of the host but what is bound, and nothing of ours.
         let names = machine.says(&image, &[], "ls -A / | grep -v -e home -e root");
-        let expected = ["bin", "dev", "etc", "proc", "sys", "tmp", "var"];
+        let expected = [
+            ".singularity.d",
+            "bin",
+            "dev",
+            "etc",
+            "proc",
+            "sys",
+            "tmp",
+            "var",
+        ];
         assert_eq!(names.lines().collect::<Vec<_>>(), expected);
         let mounts = machine.says(&image, &[], "cat /proc/self/mountinfo");
         let roots: Vec<&str> = mounts
             .lines()
-            .filter(|line| line.contains(" fuse.sifon "))
+            .filter(|line| line.contains(" fuse.sifon sifon "))
             .collect();
         assert_eq!(roots.len(), 1, "{mounts}");
     }

@@ -47,6 +47,7 @@ impl Sandbox {
             .args(arguments)
             .current_dir(self.directory.path())
             .env("HOME", self.directory.path())
+            .env("SIFON_LINGER", "0")
             .env_remove("SIFON_STORE");
         command
     }

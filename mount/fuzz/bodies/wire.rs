@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use sifon::container::wire::{Reply, Request, pair, receive, send};
+use sifon::container::wire::{Ask, Reply, pair, receive, send};
 
 /// As much as a socket takes while nobody reads.
 const BYTES_LIMIT: usize = 64 << 10;
@@ -16,12 +16,12 @@ pub fn run(bytes: &[u8]) {
         there
     };
     let socket = heard(bytes);
-    while let Ok(Some((request, _))) = receive::<Request>(socket.as_fd()) {
+    while let Ok(Some((ask, _))) = receive::<Ask>(socket.as_fd()) {
         let (here, there) = pair().expect("a socket pair");
-        if send(here.as_fd(), &request, &[]).is_ok() {
-            let again = receive::<Request>(there.as_fd()).expect("it was just sent");
+        if send(here.as_fd(), &ask, &[]).is_ok() {
+            let again = receive::<Ask>(there.as_fd()).expect("it was just sent");
             let (again, _) = again.expect("it was just sent");
-            assert_eq!(format!("{request:?}"), format!("{again:?}"));
+            assert_eq!(format!("{ask:?}"), format!("{again:?}"));
         }
     }
     let socket = heard(bytes);

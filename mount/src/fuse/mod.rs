@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
+use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -47,6 +48,9 @@ impl Default for View {
 pub struct Served {
     image: Arc<Image>,
     notifier: Notifier,
+    /// Held while a name is added and until the kernel knows: whoever finds the name there may mount on it, and the kernel
+    /// detaches what is mounted on a name that it is told to forget.
+    adding: Mutex<()>,
     ended: Receiver<io::Result<()>>,
 }
 
@@ -70,6 +74,7 @@ pub fn serve(image: Arc<Image>, connection: OwnedFd, view: View) -> io::Result<S
     Ok(Served {
         image,
         notifier,
+        adding: Mutex::default(),
         ended,
     })
 }
@@ -95,6 +100,7 @@ impl Served {
     /// Adds a name beside the image, see [`Image::add`], and makes the kernel forget that it was missing. When this
     /// returns, the path can be looked up. Never to be called by a thread that answers requests.
     pub fn add(&self, path: &[u8], kind: AdditionKind) -> Result<Added, ServedAddError> {
+        let _adding = self.adding.lock();
         let added = self.image.add(path, kind)?;
         if let Some((parent, name)) = &added.news {
             let parent = INodeNo(parent.0);

@@ -208,6 +208,15 @@ pub fn open(
     })
 }
 
+/// The documents of the image that `reference` names, and nothing else of it: enough to tell which image that is.
+pub fn identify(
+    reference: &Reference,
+    options: &Options,
+    store: &Arc<Store>,
+) -> Result<Description, OpenError> {
+    Opener::new(reference, options, store)?.description()
+}
+
 pub(super) struct Opener<'a> {
     reference: &'a Reference,
     pub(super) options: &'a Options,

@@ -33,6 +33,11 @@ pub fn keep_descriptors_from_children() -> io::Result<()> {
     Ok(())
 }
 
+/// Puts /dev/null in the place of stdin.
+pub fn let_go_of_input() -> io::Result<()> {
+    Ok(rustix::stdio::dup2_stdin(null()?)?)
+}
+
 /// Puts /dev/null in the place of stdin and stdout.
 pub fn let_go_of_input_and_output() -> io::Result<()> {
     let null = null()?;

@@ -1,0 +1,276 @@
+//! The process that shows images to programs; see [`crate::container::server`].
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, Weak};
+
+use sifon_mount::image::open::{OnProgress, identify, open};
+use sifon_mount::reference::Reference;
+use sifon_mount::store::{Settings as StoreSettings, Store};
+use tracing::Level;
+
+use crate::container::client::KIND;
+use crate::container::images::{Images, Opening, Refusal, Shown};
+use crate::container::meeting::Group;
+use crate::container::server::{self, Serving};
+use crate::container::wire::{Ready, Request};
+use crate::output::{Lines, Output, Verbosity};
+use crate::setting::{Error, Settings, environment};
+
+/// The hidden verb of this process.
+pub const VERB: &str = "serve-images";
+
+/// The kind of server in whose user namespace the caller is root.
+pub const ROOT_INSIDE: &str = "root";
+
+/// A log longer than this begins anew.
+const LOG_BYTES_LIMIT: u64 = 1 << 20;
+
+/// Serves images until nobody needs them; to be called in the first lines of the process.
+pub fn run() -> ExitCode {
+    match server::begin().and_then(serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            tracing::error!("server: {err}");
+            ExitCode::from(255)
+        }
+    }
+}
+
+fn serve(listener: UnixListener) -> io::Result<()> {
+    let kind = std::env::var(KIND).unwrap_or_default();
+    let group = Group::of_caller(&kind)?;
+    let log =
+        log_directory().map(|directory| directory.join(format!("{}.log", group.short_name())));
+    let sink = Arc::new(Log {
+        path: log.clone(),
+        file: Mutex::default(),
+        openings: Mutex::default(),
+    });
+    Output::to(Arc::clone(&sink) as Arc<dyn Lines>);
+    let images = StoredImages {
+        stores: Mutex::default(),
+        log: sink,
+    };
+    let serving = Serving {
+        images: Box::new(images),
+        log,
+        job: group.job,
+        is_root_inside: kind == ROOT_INSIDE,
+    };
+    server::serve(listener, serving)
+}
+
+/// Images from registries and directories, through the stores that clients name.
+struct StoredImages {
+    stores: Mutex<HashMap<String, Arc<Store>>>,
+    log: Arc<Log>,
+}
+
+impl StoredImages {
+    /// One for all who name it in the same way, so that they share what it has in memory.
+    fn store(&self, settings: &StoreSettings) -> Result<(String, Arc<Store>), Error> {
+        let name = serde_json::to_string(settings)?;
+        let mut stores = self.stores.lock().expect("opening a store does not panic");
+        let store = stores
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(Store::open(settings)));
+        Ok((name, Arc::clone(store)))
+    }
+
+    fn key_of(&self, request: &Request) -> Result<String, Error> {
+        let settings: Settings = serde_json::from_value(request.settings.clone())?;
+        let (name, store) = self.store(&settings.store)?;
+        let reference = Reference::parse(&request.image)?;
+        let description = identify(&reference, &settings.open, &store)?;
+        Ok(format!("{} {name}", description.manifest_digest))
+    }
+
+    fn opened(&self, request: &Request, opening: &Arc<Opening>) -> Result<Shown, Error> {
+        let settings: Settings = serde_json::from_value(request.settings.clone())?;
+        self.log.tell_also(opening, settings.verbosity);
+        let (_, store) = self.store(&settings.store)?;
+        let reference = Reference::parse(&request.image)?;
+        let told = Arc::clone(opening);
+        let progress: OnProgress = Arc::new(move |step| told.step(&step));
+        let opened = open(&reference, &settings.open, &store, &progress)?;
+        let config = &opened.description.config;
+        let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
+        let about = Ready {
+            targets: Vec::new(),
+            environment: config
+                .env
+                .iter()
+                .filter_map(|line| split(line.as_bytes()))
+                .collect(),
+            entrypoint: bytes(&config.entrypoint),
+            command: bytes(&config.cmd),
+            working_directory: config.working_dir.clone().into_bytes(),
+            user: config.user.clone().into_bytes(),
+        };
+        Ok(Shown {
+            image: Arc::clone(&opened.image),
+            timeout: settings.open.registry.timeout,
+            digest: opened.description.manifest_digest.to_string(),
+            about,
+            kept: Box::new((opened.lease, store)),
+        })
+    }
+}
+
+impl Images for StoredImages {
+    fn key(&self, request: &Request) -> Result<String, Refusal> {
+        self.key_of(request).map_err(refusal)
+    }
+
+    fn open(&self, request: &Request, opening: &Arc<Opening>) -> Result<Shown, Refusal> {
+        self.opened(request, opening).map_err(refusal)
+    }
+}
+
+fn refusal(error: Error) -> Refusal {
+    Refusal::new(&*error, super::hint(&error))
+}
+
+/// `NAME=VALUE` as an image's configuration writes it; a name alone has an empty value.
+fn split(line: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut parts = line.splitn(2, |&byte| byte == b'=');
+    let name = parts.next().filter(|name| !name.is_empty())?;
+    Some((name.to_vec(), parts.next().unwrap_or_default().to_vec()))
+}
+
+/// Messages of the server: warnings go to a file, which is made when there is one; those who wait for an image get what they
+/// would see if it were opened before their eyes.
+struct Log {
+    path: Option<PathBuf>,
+    file: Mutex<Option<File>>,
+    openings: Mutex<Vec<(Weak<Opening>, Verbosity)>>,
+}
+
+impl Log {
+    fn tell_also(&self, opening: &Arc<Opening>, verbosity: Verbosity) {
+        let mut openings = self.openings.lock().expect("pushing does not panic");
+        openings.retain(|(opening, _)| opening.strong_count() > 0);
+        openings.push((Arc::downgrade(opening), verbosity));
+    }
+
+    fn write(&self, text: &str) -> io::Result<()> {
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
+        let mut file = self.file.lock().expect("writing does not panic");
+        if file.is_none() {
+            *file = Some(opened_log(path)?);
+        }
+        match &mut *file {
+            Some(file) => file.write_all(text.as_bytes()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Lines for Log {
+    fn line(&self, level: Level, text: &str) {
+        if level <= Level::WARN {
+            // Nobody is left to be told that the log cannot be written.
+            let _ = self.write(text);
+        }
+        let openings = self
+            .openings
+            .lock()
+            .expect("telling does not panic")
+            .clone();
+        for (opening, verbosity) in openings {
+            let shown = match verbosity {
+                Verbosity::Quiet => Level::ERROR,
+                Verbosity::Normal => Level::INFO,
+                Verbosity::Verbose | Verbosity::Debug => Level::DEBUG,
+            };
+            if level <= shown
+                && let Some(opening) = opening.upgrade()
+            {
+                opening.message(text);
+            }
+        }
+    }
+}
+
+fn opened_log(path: &Path) -> io::Result<File> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    require_own(directory)?;
+    let mut options = OpenOptions::new();
+    options
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    let file = options.open(path)?;
+    if file.metadata()?.len() > LOG_BYTES_LIMIT {
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
+/// Where logs lie: below the directory that the login made, or in one of our own in /tmp.
+fn log_directory() -> Option<PathBuf> {
+    let login = environment(&["XDG_RUNTIME_DIR"])
+        .map(PathBuf::from)
+        .filter(|directory| require_own(directory).is_ok())
+        .map(|directory| directory.join("sifon"));
+    let uid = rustix::process::geteuid().as_raw();
+    Some(login.unwrap_or_else(|| PathBuf::from(format!("/tmp/sifon-{uid}"))))
+}
+
+/// Makes `directory` if need be; fails if it is a link, or somebody else's, or others can write there.
+fn require_own(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(directory)?;
+    let is_own = found.uid() == rustix::process::geteuid().as_raw();
+    if found.is_dir() && is_own && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!("{}: not this user's own directory", directory.display()),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_log_is_written_only_where_nobody_else_can_put_one() {
+        let scratch = tempfile::tempdir().unwrap();
+        let own = scratch.path().join("own");
+        assert!(opened_log(&own.join("a.log")).is_ok());
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(opened_log(&own.join("b.log")).is_err());
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink(&own, scratch.path().join("link")).unwrap();
+        assert!(opened_log(&scratch.path().join("link/c.log")).is_err());
+        std::os::unix::fs::symlink("/etc/passwd", own.join("d.log")).unwrap();
+        assert!(opened_log(&own.join("d.log")).is_err());
+    }
+
+    #[test]
+    fn a_long_log_begins_anew() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("own/a.log");
+        opened_log(&path)
+            .unwrap()
+            .set_len(LOG_BYTES_LIMIT + 1)
+            .unwrap();
+        assert_eq!(opened_log(&path).unwrap().metadata().unwrap().len(), 0);
+    }
+}

@@ -1,0 +1,284 @@
+//! One server for all programs of a job: shared, found, left behind, ended.
+
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::image::{Image, ImageBuilder};
+use crate::machine::{Machine, complaint, machines, started};
+
+/// `sifon exec` whose server stays.
+const STAYS: [&str; 2] = ["--linger", "600"];
+
+fn small() -> Option<Image> {
+    Some(ImageBuilder::new()?.finish())
+}
+
+impl Machine {
+    fn ps(&self) -> Value {
+        let mut command = self.program(env!("CARGO_BIN_EXE_sifon"));
+        let output = command.args(["ps", "--json"]).output().unwrap();
+        assert!(output.status.success(), "{}", complaint(&output));
+        let mut listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        // Other tests run at the same time.
+        let job = format!("Slurm job {}", self.mark());
+        let servers = listed["servers"].as_array_mut().unwrap();
+        servers.retain(|server| server["job"] == job.as_str());
+        listed["servers"].take()
+    }
+
+    /// Ends this machine's server, and waits until everything is gone.
+    fn stop(&self) {
+        for server in self.servers() {
+            server.kill();
+        }
+        self.wait_for_all();
+    }
+}
+
+#[test]
+fn programs_of_one_job_share_a_server_a_mount_and_a_user_namespace() {
+    let (Some(image), Some(mut other)) = (small(), ImageBuilder::new()) else {
+        return;
+    };
+    other.file("other", b"", 0o644);
+    let other = other.finish();
+    for machine in machines() {
+        let script = "stat -c %d /; readlink /proc/self/ns/user";
+        let first = machine.says(&image, &STAYS, script);
+        assert_eq!(machine.says(&image, &STAYS, script), first);
+        let elsewhere = machine.says(&other, &STAYS, script);
+        let namespace = |said: &str| said.lines().nth(1).unwrap().to_owned();
+        assert_eq!(namespace(&elsewhere), namespace(&first));
+        assert_ne!(elsewhere, first);
+        assert_eq!(machine.servers().len(), 1);
+        let servers = machine.ps();
+        let images = servers[0]["images"].as_array().unwrap();
+        assert_eq!(images.len(), 2, "{servers}");
+        assert_eq!(images[0]["clients"], Value::Array(vec![]));
+        assert!(servers[0]["memory_bytes"].as_u64().unwrap() > 0);
+        machine.stop();
+    }
+}
+
+#[test]
+fn starts_at_the_same_moment_make_one_server_and_one_mount() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let children: Vec<_> = (0..24)
+            .map(|_| {
+                machine
+                    .exec(&image, &STAYS, &["stat", "-c", "%d", "/"])
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        let mut said: Vec<String> = children
+            .into_iter()
+            .map(|child| {
+                let output = child.wait_with_output().unwrap();
+                assert!(output.status.success(), "{}", complaint(&output));
+                String::from_utf8(output.stdout).unwrap()
+            })
+            .collect();
+        said.dedup();
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert_eq!(machine.servers().len(), 1);
+        machine.stop();
+    }
+}
+
+#[test]
+fn a_server_shows_who_uses_it_and_goes_when_it_is_told() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let (mut child, _) =
+            started(&mut machine.exec(&image, &STAYS, &["sh", "-c", "echo up; exec cat"]));
+        let servers = machine.ps();
+        let clients = &servers[0]["images"][0]["clients"];
+        assert_eq!(clients.as_array().unwrap().len(), 1, "{servers}");
+        let stop = |options: &[&str]| {
+            let mut command = machine.program("env");
+            command.arg(format!("SLURM_JOB_ID={}", machine.mark()));
+            command.arg(env!("CARGO_BIN_EXE_sifon")).arg("stop");
+            command.args(["--job", &format!("Slurm job {}", machine.mark())]);
+            command.args(options).output().unwrap()
+        };
+        let refused = stop(&[]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(
+            complaint(&refused).contains("run in it"),
+            "{}",
+            complaint(&refused)
+        );
+        assert_eq!(machine.servers().len(), 1);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let done = stop(&[]);
+        assert!(done.status.success(), "{}", complaint(&done));
+        machine.wait_for_all();
+    }
+}
+
+#[test]
+fn a_private_program_has_a_server_of_its_own_that_goes_with_it() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let shared = machine.says(&image, &STAYS, "readlink /proc/self/ns/user; stat -c %d /");
+        let options = [&STAYS[..], &["--private"]].concat();
+        let alone = machine.says(
+            &image,
+            &options,
+            "readlink /proc/self/ns/user; stat -c %d /",
+        );
+        assert_ne!(alone, shared);
+        machine.stop();
+    }
+}
+
+#[test]
+fn the_start_after_a_servers_end_makes_a_new_one() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        machine.says(&image, &STAYS, "true");
+        for server in machine.servers() {
+            server.kill();
+            server.wait();
+        }
+        assert_eq!(machine.says(&image, &STAYS, "echo here"), "here");
+        assert_eq!(machine.servers().len(), 1);
+        machine.stop();
+    }
+}
+
+#[test]
+fn a_name_that_one_container_missed_is_there_for_the_next_that_binds_it() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let source = machine.own_directory("source");
+        fs::write(source.join("file"), "content").unwrap();
+        let bind = |target: &str| format!("{}:{target}", source.display());
+        // The kernel now remembers that there is no /second, nor anything in it.
+        let missed = "cat /second/deep/file 2>/dev/null || ls / | grep second || cat /first/file";
+        let (first, second) = (bind("/first"), bind("/second/deep"));
+        let options = [&STAYS[..], &["-B", &first]].concat();
+        let (mut child, said) = started(&mut machine.exec(
+            &image,
+            &options,
+            &[
+                "sh",
+                "-c",
+                &format!("{missed}; echo; read x; ls /second/deep"),
+            ],
+        ));
+        assert_eq!(said, "content");
+        let options = [&STAYS[..], &["-B", &second]].concat();
+        assert_eq!(
+            machine.says(&image, &options, "cat /second/deep/file"),
+            "content"
+        );
+        // Names are shared, what is bound is not.
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "");
+        machine.stop();
+    }
+}
+
+#[test]
+fn a_server_that_stays_keeps_nothing_of_its_first_client() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let place = machine.own_directory("place");
+        let mut command = machine.program("sh");
+        let script = r#"cd "$1"; shift; exec 7<"$1"; shift; x=$("$@" 2>&1); echo "[$x]""#;
+        command
+            .args(["-c", script, "sh"])
+            .arg(&place)
+            .arg("/etc/passwd");
+        command
+            .args([env!("CARGO_BIN_EXE_sifon"), "exec"])
+            .args(STAYS);
+        let output = command
+            .arg(image.reference())
+            .args(["echo", "here"])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "[here]\n");
+        let servers = machine.servers();
+        assert_eq!(servers.len(), 1);
+        assert_eq!(servers[0].link("cwd"), "/");
+        for link in servers[0].descriptors() {
+            let is_own = [
+                "/dev/null",
+                "/dev/fuse",
+                "socket:",
+                "anon_inode:",
+                "pipe:",
+                "net:",
+            ];
+            let is_own = is_own.iter().any(|own| link.starts_with(own))
+                || ["user:", "mnt:"].iter().any(|own| link.starts_with(own))
+                || link == "/"
+                // Where it looks for processes.
+                || link.starts_with("/proc")
+                || link.ends_with(".log")
+                || link.contains("/store-");
+            assert!(is_own, "{link}");
+        }
+        machine.stop();
+    }
+}
+
+#[test]
+fn a_program_in_a_container_cannot_use_the_server_to_get_out() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let program = env!("CARGO_BIN_EXE_sifon");
+        let bind = format!("{program}:/bin/sifon");
+        let options = [
+            &STAYS[..],
+            &["-B", &bind, "-B", "/lib", "-B", "/lib64", "-B", "/usr/lib"],
+        ]
+        .concat();
+        let said = machine.says(&image, &options, "sifon ps --json");
+        let listed: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(listed["servers"], Value::Array(vec![]), "{said}");
+        machine.stop();
+    }
+}
+
+#[test]
+fn many_starts_in_a_row_leave_the_server_as_it_was() {
+    let Some(image) = small() else { return };
+    let Some(machine) = machines().into_iter().next() else {
+        return;
+    };
+    machine.says(&image, &STAYS, "true");
+    // An answer to `ps` comes when the last client was seen off.
+    let files = || {
+        machine.ps();
+        machine.servers()[0].descriptors()
+    };
+    let memory = || machine.ps()[0]["memory_bytes"].as_u64().unwrap();
+    for _ in 0..20 {
+        machine.says(&image, &STAYS, "true");
+    }
+    let before = (files(), memory());
+    for _ in 0..60 {
+        machine.says(&image, &STAYS, "true");
+    }
+    let after = files();
+    assert!(
+        after.len() <= before.0.len() + 2,
+        "{after:?} {:?}",
+        before.0
+    );
+    assert!(memory() < before.1 + (2 << 20), "{} {}", memory(), before.1);
+    machine.stop();
+}
