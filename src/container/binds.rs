@@ -101,13 +101,35 @@ fn attach(target: &Target<'_>, source: &Path, stage: &Stage) -> Result<(), Error
         .target(target)
         .map_err(|err| target_error(failed, placed, err))?;
     require_same_kind(&from, &onto).map_err(|problem| Error::Refused(failed(problem)))?;
-    rustix::mount::mount_bind_recursive(by_descriptor(&from), by_descriptor(&onto))
-        .map_err(|err| Error::system(failed("mount refused"), err))?;
+    let again = || stage.target(target);
+    mounted(onto, again, |onto| {
+        rustix::mount::mount_bind_recursive(by_descriptor(&from), by_descriptor(onto))
+    })
+    .map_err(|err| Error::system(failed("mount refused"), err))?;
     uncover_host(&from, target).map_err(|err| Error::system(failed("host's root"), err))?;
     if bind.is_read_only {
         make_read_only(target).map_err(|err| Error::system(failed("read-only"), err))?;
     }
     Ok(())
+}
+
+/// How often a target is opened anew.
+const TRIES: usize = 8;
+
+/// Mounts on `onto`. When another start adds a name to the image, the kernel is told to forget what it knows of that name;
+/// who had just opened it cannot mount there any more, and opens it again.
+fn mounted(
+    mut onto: OwnedFd,
+    again: impl Fn() -> Result<OwnedFd, Errno>,
+    mount: impl Fn(&OwnedFd) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    for _ in 1..TRIES {
+        match mount(&onto) {
+            Err(Errno::NOENT) => onto = again()?,
+            done => return done,
+        }
+    }
+    mount(&onto)
 }
 
 fn target_error(failed: impl Fn(&str) -> String, placed: &Placed, err: Errno) -> Error {
@@ -201,8 +223,14 @@ fn show_text(target: &Target<'_>, stage: &Stage, text: &[u8]) -> Result<(), Erro
     let failed = |err: io::Error| Error::system(path.to_string(), err);
     let mut file = File::from(stage.file(0o644).map_err(|err| failed(err.into()))?);
     file.write_all(text).map_err(failed)?;
-    let onto = target.open().map_err(|err| failed(err.into()))?;
-    rustix::mount::mount_bind(by_descriptor(&OwnedFd::from(file)), by_descriptor(&onto))
+    let file = OwnedFd::from(file);
+    let again = || target.open();
+    again()
+        .and_then(|onto| {
+            mounted(onto, again, |onto| {
+                rustix::mount::mount_bind(by_descriptor(&file), by_descriptor(onto))
+            })
+        })
         .map_err(|err| failed(err.into()))
 }
 
@@ -211,9 +239,12 @@ fn show_memory(target: &Target<'_>, stage: &Stage, mode: u32) -> Result<(), Erro
     let path = target.bind.target.display();
     let failed = |err: Errno| Error::system(format!("directory {path} in memory"), err);
     let directory = stage.directory(mode).map_err(failed)?;
-    let onto = stage.target(target).map_err(failed)?;
-    rustix::mount::mount_bind_recursive(by_descriptor(&directory), by_descriptor(&onto))
-        .map_err(failed)
+    let again = || stage.target(target);
+    let onto = again().map_err(failed)?;
+    mounted(onto, again, |onto| {
+        rustix::mount::mount_bind_recursive(by_descriptor(&directory), by_descriptor(onto))
+    })
+    .map_err(failed)
 }
 
 /// A new /proc: this process must be in the process namespace that it is to show.
