@@ -1,4 +1,4 @@
-//! What the user calls an image: `docker://python:3.11`, `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`.
+//! What the user calls an image: `docker://python:3.11`, `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`, `FILE.sif`.
 //!
 //! Nothing is looked up here; a reference is a value.
 
@@ -78,7 +78,7 @@ impl ParseReferenceError {
     }
 }
 
-const SCHEMES: &str = "docker://[HOST/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG]";
+const SCHEMES: &str = "docker://[HOST/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], FILE.sif";
 
 impl Reference {
     /// Reads a reference whose path, if it has one, may be any bytes.
@@ -497,13 +497,41 @@ mod tests {
             "ftp://a",
             "",
             "python",
-            "/tmp/x.sif",
+            "a/b",
+            "oras://ghcr.io/a/x.sif",
         ] {
             let error = text.parse::<Reference>().unwrap_err();
             let hint = error.hint().unwrap();
             for scheme in ["docker://", "oci:", "oci-archive:", "docker-archive:"] {
                 assert!(hint.contains(scheme), "{text}: {hint}");
             }
+        }
+    }
+
+    #[test]
+    fn a_path_that_can_be_nothing_else_is_a_file() {
+        for text in [
+            "x.sif",
+            "a/x.sif",
+            "./x",
+            "../x",
+            "/x",
+            "x.squashfs",
+            "./oci:a",
+            "a:b.sqsh",
+            "x.img",
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference, Reference::File(text.into()));
+            assert!(!reference.is_remote());
+            assert_eq!(canonical(text), text);
+        }
+        assert_eq!(Reference::File("x".into()).to_string(), "./x");
+        for text in ["oci:x.sif", "docker://x.sif", "docker-archive:x.img"] {
+            assert!(
+                !matches!(text.parse().unwrap(), Reference::File(_)),
+                "{text}"
+            );
         }
     }
 

@@ -277,7 +277,8 @@ fn what_cannot_be_read_is_named() {
     assert!(changed(28, 3).contains("version 3.0"));
     assert!(changed(22, 63).contains("blocks have a size"));
     assert!(message(&bytes[..50]).contains("shorter than a superblock"));
-    assert!(message(&bytes[..bytes.len() - 5000]).contains("cut short"));
+    let bytes = packed(directory.path(), &["-nopad"]);
+    assert!(message(&bytes[..bytes.len() - 1]).contains("cut short"));
 }
 
 /// A file system without compression, so that a changed byte is not found by the decompressor.
