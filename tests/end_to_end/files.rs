@@ -139,19 +139,34 @@ fn a_file_that_is_written_to_fails_reads_until_it_is_mounted_again() {
 }
 
 #[test]
-fn a_mounted_file_is_packed_again_as_itself() {
+fn a_file_that_is_packed_again_keeps_its_scripts() {
     if !can_mount() {
         return;
     }
     let place = Place::new();
-    let mut layout = Layout::new(place.path("layout"));
-    let layer = Layer::new(vec![file("said", "twice")]);
-    layout.add("said", &all(&[layer], Packing::Gzip));
-    place.says(["build", "x.sif", &layout.reference("said")]);
+    let scripts = place.path("from/.singularity.d/env");
+    fs::create_dir_all(&scripts).unwrap();
+    fs::write(scripts.join("90-environment.sh"), "export A=1\n").unwrap();
+    let own = "#!/bin/sh\necho its own\n";
+    fs::write(place.path("from/.singularity.d/runscript"), own).unwrap();
+    fs::write(place.path("from/said"), "twice").unwrap();
+    place.says(["build", "x.sif", "from"]);
     let mounted = place.mount("./x.sif");
     place.says(["compact", mounted.path().to_str().unwrap(), "y.sif"]);
+    place.says(["build", "--sandbox", "z", "y.sif"]);
     let again = place.mount("y.sif");
-    assert_eq!(again.read("said").unwrap(), b"twice");
-    let script = ".singularity.d/runscript";
-    assert_eq!(again.read(script).unwrap(), mounted.read(script).unwrap());
+    let paths = [
+        "said",
+        ".singularity.d/runscript",
+        ".singularity.d/env/90-environment.sh",
+    ];
+    for path in paths {
+        let expected = fs::read(place.path("from").join(path)).unwrap();
+        assert_eq!(again.read(path).unwrap(), expected, "{path}");
+        assert_eq!(
+            fs::read(place.path("z").join(path)).unwrap(),
+            expected,
+            "{path}"
+        );
+    }
 }

@@ -11,6 +11,8 @@ pub mod manifest;
 pub mod sif;
 mod squashfs;
 
+pub use squashfs::is_image_file;
+
 use std::sync::Arc;
 use std::time::Instant;
 

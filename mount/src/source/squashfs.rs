@@ -132,6 +132,11 @@ impl SquashfsFile {
     }
 }
 
+/// Whether the file at `path` is a SIF, or begins like a squashfs.
+pub fn is_image_file(path: &Path) -> bool {
+    regular(path).is_ok_and(|(file, size)| found(&file, size).is_ok())
+}
+
 /// The file system in a file of `size` bytes.
 fn found(file: &File, size: u64) -> Result<Found, String> {
     let bare = |at| Found {
