@@ -80,12 +80,17 @@ impl Context {
 
 /// The image that a user means; its path, if it has one, no longer depends on the current directory.
 pub fn parsed(text: &OsStr) -> Result<Reference, Error> {
-    let mut reference = Reference::parse(text)?;
+    let is_file = || std::fs::metadata(text).is_ok_and(|found| found.is_file());
+    let mut reference = match Reference::parse(text) {
+        Err(_) if is_file() => Reference::File(text.into()),
+        parsed => parsed?,
+    };
     if let Reference::OciLayout {
         directory: path, ..
     }
     | Reference::OciArchive { file: path, .. }
-    | Reference::DockerArchive { file: path, .. } = &mut reference
+    | Reference::DockerArchive { file: path, .. }
+    | Reference::File(path) = &mut reference
     {
         *path = std::path::absolute(&path)?;
     }

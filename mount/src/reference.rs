@@ -1,4 +1,4 @@
-//! What the user calls an image: `docker://python:3.11`, `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`.
+//! What the user calls an image: `docker://python:3.11`, `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`, `FILE.sif`.
 //!
 //! Nothing is looked up here; a reference is a value.
 
@@ -42,7 +42,12 @@ pub enum Reference {
         /// Which image of it, as `name:tag` or tag; not needed when there is only one.
         tag: Option<String>,
     },
+    /// `FILE.sif`, `./FILE`, `/DIR/FILE`: a SIF or a squashfs.
+    File(PathBuf),
 }
+
+/// Ends of names that only files of this kind have.
+const FILE_SUFFIXES: [&[u8]; 4] = [b".sif", b".sqsh", b".squashfs", b".img"];
 
 /// An image in a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -73,12 +78,15 @@ impl ParseReferenceError {
     }
 }
 
-const SCHEMES: &str = "docker://[HOST/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG]";
+const SCHEMES: &str = "docker://[HOST/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], FILE.sif";
 
 impl Reference {
     /// Reads a reference whose path, if it has one, may be any bytes.
     pub fn parse(text: &OsStr) -> Result<Self, ParseReferenceError> {
         let bytes = text.as_bytes();
+        if is_path(bytes) {
+            return Ok(Self::File(text.into()));
+        }
         let problem = match bytes.iter().position(|&byte| byte == b':') {
             Some(colon) => match Self::of_scheme(&bytes[..colon], &bytes[colon + 1..]) {
                 Ok(reference) => return Ok(reference),
@@ -138,6 +146,30 @@ impl Reference {
             )),
         }
     }
+}
+
+/// Whether a text without looking further is the path of a file: one that says where it begins, or one without a scheme
+/// that ends as such files do.
+fn is_path(text: &[u8]) -> bool {
+    let begins = [&b"/"[..], b"./", b"../"]
+        .iter()
+        .any(|start| text.starts_with(start));
+    let scheme = text
+        .iter()
+        .position(|&byte| byte == b':')
+        .map(|colon| &text[..colon]);
+    let has_scheme = scheme.is_some_and(|scheme| {
+        let known = [
+            &b"docker"[..],
+            b"oci",
+            b"oci-archive",
+            b"docker-archive",
+            b"docker-daemon",
+        ];
+        known.contains(&scheme) || text[scheme.len()..].starts_with(b"://")
+    });
+    let ends = FILE_SUFFIXES.iter().any(|end| text.ends_with(end));
+    begins || (ends && !has_scheme)
 }
 
 /// What is wrong, and the hint when the usual one would not help.
@@ -240,6 +272,10 @@ impl fmt::Display for Reference {
             Self::OciLayout { directory, tag } => ("oci", directory, tag),
             Self::OciArchive { file, tag } => ("oci-archive", file, tag),
             Self::DockerArchive { file, tag } => ("docker-archive", file, tag),
+            Self::File(path) if is_path(path.as_os_str().as_bytes()) => {
+                return write!(f, "{}", path.display());
+            }
+            Self::File(path) => return write!(f, "./{}", path.display()),
         };
         write!(f, "{scheme}:{}", path.display())?;
         match tag {
@@ -461,13 +497,41 @@ mod tests {
             "ftp://a",
             "",
             "python",
-            "/tmp/x.sif",
+            "a/b",
+            "oras://ghcr.io/a/x.sif",
         ] {
             let error = text.parse::<Reference>().unwrap_err();
             let hint = error.hint().unwrap();
             for scheme in ["docker://", "oci:", "oci-archive:", "docker-archive:"] {
                 assert!(hint.contains(scheme), "{text}: {hint}");
             }
+        }
+    }
+
+    #[test]
+    fn a_path_that_can_be_nothing_else_is_a_file() {
+        for text in [
+            "x.sif",
+            "a/x.sif",
+            "./x",
+            "../x",
+            "/x",
+            "x.squashfs",
+            "./oci:a",
+            "a:b.sqsh",
+            "x.img",
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference, Reference::File(text.into()));
+            assert!(!reference.is_remote());
+            assert_eq!(canonical(text), text);
+        }
+        assert_eq!(Reference::File("x".into()).to_string(), "./x");
+        for text in ["oci:x.sif", "docker://x.sif", "docker-archive:x.img"] {
+            assert!(
+                !matches!(text.parse().unwrap(), Reference::File(_)),
+                "{text}"
+            );
         }
     }
 

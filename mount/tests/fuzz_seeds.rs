@@ -25,6 +25,8 @@ mod name;
 mod native;
 #[path = "../fuzz/bodies/reference.rs"]
 mod reference;
+#[path = "../fuzz/bodies/squashfs.rs"]
+mod squashfs;
 #[path = "../fuzz/bodies/table.rs"]
 mod table;
 #[path = "../fuzz/bodies/tar.rs"]
@@ -124,6 +126,11 @@ fn no_neighbour_of_a_native_seed_breaks_the_reader() {
 #[test]
 fn no_neighbour_of_a_table_seed_breaks_the_reader() {
     run_near_seeds("table", table::run);
+}
+
+#[test]
+fn no_neighbour_of_a_squashfs_seed_breaks_the_reader() {
+    run_near_seeds("squashfs", squashfs::run);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use sifon_mount::registry::Platform;
+use sifon_mount::source;
 
 use super::compact::{Packing, packed, source_date_epoch, unpacked};
 use crate::output::bytes;
@@ -49,7 +50,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         from_directory(context, directory, &args.file, &packing)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if directory.is_file() {
+    if directory.is_file() && !source::is_image_file(directory) {
         let problem = "definition files cannot be built";
         return Err(format!(
             "{}: {problem}: name an image or a directory",

@@ -183,12 +183,14 @@ pub fn hint(error: &Error) -> Option<String> {
 
 /// What to pack. Of a mounted image, the manifest that is mounted.
 fn meant(text: &OsStr) -> Result<(Reference, Option<Digest>), Error> {
-    let not_a_reference = match parsed(text) {
+    let image = match parsed(text) {
+        // A path may be a directory on which an image is mounted.
+        Ok(Reference::File(path)) => Ok(Reference::File(path)),
         Ok(reference) => return Ok((reference, None)),
-        Err(err) => err,
+        Err(err) => Err(err),
     };
     let Ok(Some(mounted)) = daemon::mounted_at(Path::new(text)) else {
-        return Err(not_a_reference);
+        return Ok((image?, None));
     };
     let mut reference = parsed(OsStr::new(&mounted.reference))?;
     if let Reference::Registry(registry) = &mut reference {

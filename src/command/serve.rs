@@ -15,8 +15,10 @@ use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
 
 use crate::container::client::KIND;
+use crate::container::environment::Variables;
 use crate::container::images::{Images, Opening, Refusal, Shown};
 use crate::container::meeting::Group;
+use crate::container::scripts;
 use crate::container::server::{self, Serving};
 use crate::container::wire::{Ready, Request};
 use crate::output::{Lines, Output, Verbosity};
@@ -101,13 +103,15 @@ impl StoredImages {
         let opened = open(&reference, &settings.open, &store, &progress)?;
         let config = &opened.description.config;
         let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
+        let lines = config.env.iter();
+        let mut environment: Variables = lines.filter_map(|line| split(line.as_bytes())).collect();
+        if let Reference::File(_) = reference {
+            let timeout = settings.open.registry.timeout;
+            environment = scripts::of_image(&opened.image, environment, timeout);
+        }
         let about = Ready {
             targets: Vec::new(),
-            environment: config
-                .env
-                .iter()
-                .filter_map(|line| split(line.as_bytes()))
-                .collect(),
+            environment,
             entrypoint: bytes(&config.entrypoint),
             command: bytes(&config.cmd),
             working_directory: config.working_dir.clone().into_bytes(),

@@ -88,7 +88,7 @@ pub fn variables(sources: &Sources) -> Variables {
     variables.into_iter().collect()
 }
 
-type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(super) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
 fn set(variables: &mut Map, name: &[u8], value: Option<Vec<u8>>) {
     if let Some(value) = value {

@@ -81,6 +81,22 @@ impl<'a> TreeSource<'a> {
         })
     }
 
+    /// The text of a regular file, if it is one of ordinary length; no symlink is followed.
+    pub fn text(&self, path: &str) -> io::Result<Option<String>> {
+        const TEXT_BYTES_LIMIT: u64 = 1 << 20;
+        let found = self.found(path.as_bytes()).map_err(io::Error::other)?;
+        let Some(id) = found else {
+            return Ok(None);
+        };
+        let node = self.tree.node(id).map_err(io::Error::other)?;
+        if !matches!(node.kind, NodeKind::Regular { .. }) || node.size > TEXT_BYTES_LIMIT {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; node.size as usize];
+        let len = self.read(id.0, 0, &mut bytes)?;
+        Ok(Some(String::from_utf8_lossy(&bytes[..len]).into_owned()))
+    }
+
     fn found(&self, path: &[u8]) -> Result<Option<NodeId>, TreeError> {
         let mut at = NodeId::ROOT;
         for name in path

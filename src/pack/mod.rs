@@ -183,7 +183,16 @@ pub fn compact(
         .layers()
         .map_err(|err| failed(io::Error::other(err)))?;
     let config = Config::of(config).map_err(failed)?;
-    pack(&source, &layers, &config, origin, out, options)
+    let kept = kept(&source, origin).map_err(failed)?;
+    packed(&source, &layers, &config, origin, kept, out, options)
+}
+
+/// The scripts and labels that an image from a SIF keeps.
+fn kept(source: &TreeSource<'_>, origin: &Origin) -> io::Result<Option<Texts>> {
+    match origin.is_file() {
+        true => Texts::kept(|path| source.text(path)),
+        false => Ok(None),
+    }
 }
 
 /// Unpacks an opened image, whose configuration is `config`, with all that Singularity needs into the directory `out`.
@@ -197,7 +206,10 @@ pub fn unpack(
     let failed = |source| Failure::Io(source).at(out);
     let source = TreeSource::new(image, options.timeout);
     let config = Config::of(config).map_err(failed)?;
-    let additions = Texts::new(&config, origin).and_then(|texts| texts.additions(&source));
+    let additions = match kept(&source, origin).map_err(failed)? {
+        Some(_) => Ok(Vec::new()),
+        None => Texts::new(&config, origin).and_then(|texts| texts.additions(&source)),
+    };
     let created = Timestamp {
         secs: options.created.unwrap_or(config.created),
         nanos: 0,
@@ -224,7 +236,7 @@ pub fn pack_directory(
         created: source.changed(),
         ..config.clone()
     };
-    let kept = Texts::kept(source).map_err(|err| Failure::Io(err).at(out))?;
+    let kept = Texts::kept(|path| source.text(path)).map_err(|err| Failure::Io(err).at(out))?;
     let new = NewFile::beside(out, options.overwrite)?;
     let identity = [source.identity()];
     let report = write(
@@ -257,8 +269,20 @@ pub fn pack(
     out: &Path,
     options: Options<'_>,
 ) -> Result<Report, PackError> {
+    packed(source, identity, config, origin, None, out, options)
+}
+
+fn packed(
+    source: &dyn Source,
+    identity: &[Digest],
+    config: &Config,
+    origin: &Origin,
+    kept: Option<Texts>,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Report, PackError> {
     let new = NewFile::beside(out, options.overwrite)?;
-    let report = write(source, identity, config, origin, None, new.file(), options)
+    let report = write(source, identity, config, origin, kept, new.file(), options)
         .map_err(|failure| failure.at(out))?;
     new.publish()?;
     Ok(report)

@@ -1,133 +1,26 @@
-//! SIF, version 1: the file that Singularity and Apptainer run. Writing one, and reading its table.
-//!
-//! ```text
-//! header | descriptors | objects      the header says where the others begin
-//! ```
-//!
-//! The format is defined by github.com/apptainer/sif, `pkg/sif`; integers are little-endian and nothing is padded.
-//! A descriptor tells an object's type, place and name; the object with the root file system is the primary
-//! system partition.
+//! Writing SIF, version 1, see [`sifon_mount::source::sif`].
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 
-use zerocopy::little_endian::{I32, I64, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
-
-/// The first 128 bytes of the file.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
-#[repr(C)]
-struct RawHeader {
-    /// What a shell runs when the file is started: [`LAUNCH`], padded with zeros.
-    launch: [u8; 32],
-    magic: [u8; 10],
-    version: [u8; 3],
-    /// Of the primary partition, one of [`ARCHITECTURES`].
-    architecture: [u8; 3],
-    uuid: [u8; 16],
-    created: I64,
-    modified: I64,
-    descriptors_free: I64,
-    descriptors_total: I64,
-    descriptors_at: I64,
-    descriptors_len: I64,
-    data_at: I64,
-    data_len: I64,
-}
-
-/// One object. An unused descriptor is all zeros.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
-#[repr(C)]
-struct RawDescriptor {
-    /// One of the `TYPE_` numbers.
-    object_type: I32,
-    used: u8,
-    id: U32,
-    group: U32,
-    linked: U32,
-    at: I64,
-    len: I64,
-    /// The gap before the object counts too.
-    len_with_padding: I64,
-    created: I64,
-    modified: I64,
-    uid: I64,
-    gid: I64,
-    name: [u8; 128],
-    extra: [u8; 384],
-}
-
-/// [`RawDescriptor::extra`] of a partition, in its first bytes.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
-#[repr(C)]
-struct RawPartition {
-    file_system: I32,
-    role: I32,
-    architecture: [u8; 3],
-}
-
-const _: () = assert!(size_of::<RawHeader>() == 128 && size_of::<RawDescriptor>() == 585);
-const _: () = assert!(std::mem::offset_of!(RawHeader, data_at) == 112);
-const _: () = assert!(std::mem::offset_of!(RawDescriptor, name) == 73);
-const _: () = assert!(size_of::<RawPartition>() == 11);
+use sifon_mount::source::sif::{
+    FILE_SYSTEM_SQUASHFS, GROUP, MAGIC, ROLE_PRIMARY_SYSTEM, RawDescriptor, RawHeader,
+    RawPartition, TYPE_DEFFILE, TYPE_GENERIC_JSON, TYPE_PARTITION, VERSION, architecture_code,
+};
+pub use sifon_mount::source::sif::{Object, ObjectKind, Sif, SifError};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::I64;
 
 /// The line that makes a SIF a program: `run-singularity` is looked up in `PATH`.
 const LAUNCH: &[u8] = b"#!/usr/bin/env run-singularity\n";
-const MAGIC: [u8; 10] = *b"SIF_MAGIC\0";
-const VERSION: [u8; 3] = *b"01\0";
 
 /// As many as Apptainer makes room for; the free ones are for signatures.
 const DESCRIPTORS: usize = 48;
-/// More than any tool writes; a header that asks for more is damaged.
-const DESCRIPTORS_LIMIT: i64 = 4096;
 const DESCRIPTORS_AT: u64 = 4096;
 const DATA_AT: u64 = DESCRIPTORS_AT + (DESCRIPTORS * size_of::<RawDescriptor>()) as u64;
 /// A loop device maps whole pages.
 const PARTITION_ALIGNMENT: u64 = 4096;
-
-/// Marks group numbers, so that they are no object's.
-const GROUP: u32 = 0xf000_0000;
-
-const TYPE_DEFFILE: i32 = 0x4001;
-const TYPE_PARTITION: i32 = 0x4004;
-const TYPE_GENERIC_JSON: i32 = 0x4006;
-
-const FILE_SYSTEM_SQUASHFS: i32 = 1;
-const ROLE_PRIMARY_SYSTEM: i32 = 2;
-
-/// Architectures as OCI names them, and their codes.
-const ARCHITECTURES: [(&str, [u8; 3]); 13] = [
-    ("386", *b"01\0"),
-    ("amd64", *b"02\0"),
-    ("arm", *b"03\0"),
-    ("arm64", *b"04\0"),
-    ("ppc64", *b"05\0"),
-    ("ppc64le", *b"06\0"),
-    ("mips", *b"07\0"),
-    ("mipsle", *b"08\0"),
-    ("mips64", *b"09\0"),
-    ("mips64le", *b"10\0"),
-    ("s390x", *b"11\0"),
-    ("riscv64", *b"12\0"),
-    ("loong64", *b"13\0"),
-];
-
-/// The code of an architecture; `00`, which every host accepts, for one that SIF does not know.
-fn architecture_code(name: &str) -> [u8; 3] {
-    ARCHITECTURES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map_or(*b"00\0", |(_, code)| *code)
-}
-
-/// The name of an architecture's code.
-fn architecture_name(code: [u8; 3]) -> Option<&'static str> {
-    ARCHITECTURES
-        .iter()
-        .find(|(_, known)| *known == code)
-        .map(|(name, _)| *name)
-}
 
 /// What the file says about itself as a whole.
 #[derive(Clone, Debug)]
@@ -254,235 +147,11 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The table of a SIF.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sif {
-    /// The name of these contents.
-    pub uuid: [u8; 16],
-    /// Seconds since 1970.
-    pub created: i64,
-    /// The architecture of the primary partition, as OCI names it, where it is known.
-    pub architecture: Option<&'static str>,
-    /// How many descriptors the table has room for.
-    pub capacity: u64,
-    /// Where objects begin.
-    pub data_at: u64,
-    /// All objects, in the order of the table.
-    pub objects: Vec<Object>,
-}
-
-/// One object of a SIF. Its bytes lie inside the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Object {
-    /// Counted from 1.
-    pub id: u32,
-    /// The group whose members are signed together.
-    pub group: Option<u32>,
-    /// The object's name, often empty.
-    pub name: Vec<u8>,
-    /// Where its bytes begin.
-    pub at: u64,
-    /// How many they are.
-    pub len: u64,
-    /// What they are.
-    pub kind: ObjectKind,
-}
-
-/// What an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectKind {
-    /// The text an image was made from.
-    Deffile,
-    /// JSON that its name explains.
-    GenericJson,
-    /// A file system.
-    Partition {
-        /// Whether it is the root file system, of which a file has one.
-        is_primary: bool,
-        /// Whether it is a squashfs that nothing encrypts.
-        is_squashfs: bool,
-    },
-    /// Anything else, by its number.
-    Other(i32),
-}
-
-/// Why a file is no SIF that can be read.
-#[derive(Debug, thiserror::Error)]
-pub enum SifError {
-    /// It does not begin like one.
-    #[error("not a SIF: {0}")]
-    NotSif(&'static str),
-    /// It begins like one.
-    #[error("SIF, {part} {index}: {problem}")]
-    Damaged {
-        /// Header or descriptor.
-        part: &'static str,
-        /// Which one, counted from 0.
-        index: usize,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// Reading failed.
-    #[error("SIF")]
-    Io(#[from] io::Error),
-}
-
-impl Sif {
-    /// Reads header and table; the objects stay where they are.
-    pub fn open(mut file: impl Read + Seek) -> Result<Self, SifError> {
-        let file_len = file.seek(SeekFrom::End(0))?;
-        file.rewind()?;
-        let mut bytes = Vec::new();
-        (&mut file)
-            .take(size_of::<RawHeader>() as u64)
-            .read_to_end(&mut bytes)?;
-        let header = Header::parse(&bytes, file_len)?;
-        bytes.clear();
-        file.seek(SeekFrom::Start(header.descriptors_at))?;
-        file.take(header.descriptors_len())
-            .read_to_end(&mut bytes)?;
-        header.table(&bytes)
-    }
-
-    /// The root file system.
-    pub fn primary_partition(&self) -> Option<&Object> {
-        self.objects.iter().find(|object| {
-            matches!(
-                object.kind,
-                ObjectKind::Partition {
-                    is_primary: true,
-                    ..
-                }
-            )
-        })
-    }
-
-    /// The first object of this kind and name.
-    pub fn named(&self, kind: ObjectKind, name: &str) -> Option<&Object> {
-        self.objects
-            .iter()
-            .find(|object| object.kind == kind && object.name == name.as_bytes())
-    }
-}
-
-/// A header whose places lie inside the file.
-struct Header {
-    raw: RawHeader,
-    file_len: u64,
-    descriptors_at: u64,
-    descriptors: usize,
-    data_at: u64,
-}
-
-impl Header {
-    fn parse(bytes: &[u8], file_len: u64) -> Result<Self, SifError> {
-        let (raw, _) = RawHeader::read_from_prefix(bytes)
-            .map_err(|_| SifError::NotSif("shorter than a header"))?;
-        if raw.magic != MAGIC {
-            return Err(SifError::NotSif("the magic number is missing"));
-        }
-        if raw.version != VERSION {
-            return Err(SifError::NotSif("a version other than 01"));
-        }
-        let damaged = |problem| SifError::Damaged {
-            part: "header",
-            index: 0,
-            problem,
-        };
-        let total = raw.descriptors_total.get();
-        if !(0..=DESCRIPTORS_LIMIT).contains(&total) {
-            return Err(damaged("it has room for too many objects"));
-        }
-        let mut header = Self {
-            raw,
-            file_len,
-            descriptors_at: 0,
-            descriptors: total as usize,
-            data_at: 0,
-        };
-        header.descriptors_at = header
-            .inside(raw.descriptors_at, header.descriptors_len())
-            .ok_or_else(|| damaged("its descriptors lie outside the file"))?;
-        header.data_at = header
-            .inside(raw.data_at, 0)
-            .ok_or_else(|| damaged("its objects lie outside the file"))?;
-        Ok(header)
-    }
-
-    fn descriptors_len(&self) -> u64 {
-        (self.descriptors * size_of::<RawDescriptor>()) as u64
-    }
-
-    /// `at`, if `len` bytes from there are in the file.
-    fn inside(&self, at: I64, len: u64) -> Option<u64> {
-        let at = u64::try_from(at.get()).ok()?;
-        (at.checked_add(len)? <= self.file_len).then_some(at)
-    }
-
-    fn table(&self, bytes: &[u8]) -> Result<Sif, SifError> {
-        let (descriptors, _) =
-            <[RawDescriptor]>::ref_from_prefix_with_elems(bytes, self.descriptors).map_err(
-                |_| SifError::Damaged {
-                    part: "descriptor",
-                    index: bytes.len() / size_of::<RawDescriptor>(),
-                    problem: "the file ends here",
-                },
-            )?;
-        let objects = descriptors
-            .iter()
-            .enumerate()
-            .filter(|(_, raw)| raw.used != 0)
-            .map(|(index, raw)| {
-                self.object(raw).map_err(|problem| SifError::Damaged {
-                    part: "descriptor",
-                    index,
-                    problem,
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Sif {
-            uuid: self.raw.uuid,
-            created: self.raw.created.get(),
-            architecture: architecture_name(self.raw.architecture),
-            capacity: self.descriptors as u64,
-            data_at: self.data_at,
-            objects,
-        })
-    }
-
-    fn object(&self, raw: &RawDescriptor) -> Result<Object, &'static str> {
-        let len = u64::try_from(raw.len.get()).map_err(|_| "its length is negative")?;
-        let at = self
-            .inside(raw.at, len)
-            .ok_or("its object lies outside the file")?;
-        let name_len = raw.name.iter().position(|&byte| byte == 0);
-        let kind = match raw.object_type.get() {
-            TYPE_DEFFILE => ObjectKind::Deffile,
-            TYPE_GENERIC_JSON => ObjectKind::GenericJson,
-            TYPE_PARTITION => {
-                let (partition, _) = RawPartition::read_from_prefix(&raw.extra)
-                    .expect("a partition's part fits into the extra bytes");
-                ObjectKind::Partition {
-                    is_primary: partition.role.get() == ROLE_PRIMARY_SYSTEM,
-                    is_squashfs: partition.file_system.get() == FILE_SYSTEM_SQUASHFS,
-                }
-            }
-            other => ObjectKind::Other(other),
-        };
-        Ok(Object {
-            id: raw.id.get(),
-            group: (raw.group.get() != GROUP).then_some(raw.group.get() & !GROUP),
-            name: raw.name[..name_len.unwrap_or(raw.name.len())].to_vec(),
-            at,
-            len,
-            kind,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
+
+    use sifon_mount::source::sif::architecture_name;
 
     use super::*;
 

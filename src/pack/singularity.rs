@@ -11,7 +11,6 @@ use sifon_mount::layer::entry::shown;
 use sifon_mount::source::manifest::ImageConfig;
 
 use super::date::{self, Date};
-use super::directory::DirectorySource;
 use super::node::{Addition, AdditionKind, Resolved, Source, Standing, resolved};
 use super::shell;
 use super::squashfs::Compression;
@@ -59,7 +58,7 @@ impl Config {
 /// Where an image came from, as a definition file says it.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// `docker`, `oci`, `oci-archive` or `docker-archive`.
+    /// `docker`, `oci`, `oci-archive`, `docker-archive` or `localimage`.
     pub bootstrap: String,
     /// The reference without the scheme.
     pub from: String,
@@ -70,12 +69,20 @@ pub struct Origin {
 impl Origin {
     /// From a reference in its canonical form.
     pub fn of(reference: &str) -> Self {
-        let (scheme, rest) = reference.split_once(':').unwrap_or(("docker", reference));
+        let scheme = reference
+            .split_once(':')
+            .filter(|_| !reference.starts_with('/'));
+        let (scheme, rest) = scheme.unwrap_or((LOCAL_IMAGE, reference));
         Self {
             bootstrap: scheme.into(),
             from: rest.strip_prefix("//").unwrap_or(rest).into(),
             manifest: None,
         }
+    }
+
+    /// Whether it is a SIF or another file system, whose scripts stay as they are.
+    pub fn is_file(&self) -> bool {
+        self.bootstrap == LOCAL_IMAGE
     }
 
     /// The same with the manifest that was found there.
@@ -106,6 +113,9 @@ impl Origin {
         format!("bootstrap: {bootstrap}\nfrom: {from}\n\n")
     }
 }
+
+/// How a definition file calls a SIF that is built upon.
+const LOCAL_IMAGE: &str = "localimage";
 
 /// All texts that a SIF has beside the image.
 #[derive(Clone, Debug)]
@@ -177,9 +187,10 @@ impl Texts {
         })
     }
 
-    /// What a directory has that Singularity, or a SIF of ours, made; `None` if it is none of these.
-    pub fn kept(directory: &DirectorySource) -> io::Result<Option<Self>> {
-        let text = |name: &str| directory.text(&format!(".singularity.d/{name}"));
+    /// What a root file system has that Singularity, or a SIF of ours, made; `None` if it is none of these. `file` gives the
+    /// text of a regular file by its path.
+    pub fn kept(file: impl Fn(&str) -> io::Result<Option<String>>) -> io::Result<Option<Self>> {
+        let text = |name: &str| file(&format!(".singularity.d/{name}"));
         let Some(runscript) = text("runscript")? else {
             return Ok(None);
         };
@@ -187,7 +198,7 @@ impl Texts {
         Ok(Some(Self {
             deffile: text("Singularity")?.unwrap_or_default(),
             runscript,
-            environment: directory.text(ENV_IMAGE)?.unwrap_or_default(),
+            environment: file(ENV_IMAGE)?.unwrap_or_default(),
             labels: serde_json::from_str(&labels).unwrap_or_default(),
         }))
     }

@@ -10,7 +10,6 @@
 mod catalogue;
 mod compressor;
 mod data;
-mod format;
 mod inode;
 mod metadata;
 mod output;
@@ -23,6 +22,7 @@ use std::io;
 use std::thread;
 
 use sifon_mount::layer::entry::{Timestamp, shown};
+use sifon_mount::layer::squashfs::format;
 use zerocopy::IntoBytes;
 
 pub use compressor::{Compression, ParseCompressionError};

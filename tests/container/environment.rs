@@ -1,5 +1,9 @@
 //! What programs find in their environment.
 
+use std::ffi::OsStr;
+use std::fs;
+use std::process::Command;
+
 use serde_json::json;
 
 use crate::image::ImageBuilder;
@@ -80,5 +84,49 @@ fn a_clean_environment_has_nothing_of_the_host() {
         assert!(text.lines().any(|line| line == "TERM=vt100"), "{text}");
         assert!(text.lines().any(|line| line == "LANG=C"), "{text}");
         assert!(!text.contains("SLURM_"), "{text}");
+    }
+}
+
+#[test]
+fn a_sif_brings_the_variables_of_its_scripts() {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    image.config("Env", json!(["PATH=/opt/bin:/bin", "FROM=it's an image"]));
+    let image = image.finish();
+    let directory = tempfile::tempdir().unwrap();
+    crate::image::readable_for_all(directory.path());
+    let build = |words: &[&OsStr]| {
+        let built = Command::new(env!("CARGO_BIN_EXE_sifon"))
+            .arg("build")
+            .args(words)
+            .env("SIFON_STORE", directory.path().join("store"))
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{built:?}");
+    };
+    let (sandbox, sif) = (
+        directory.path().join("sandbox"),
+        directory.path().join("x.sif"),
+    );
+    let reference = image.reference();
+    build(&["--sandbox".as_ref(), sandbox.as_ref(), reference.as_ref()]);
+    // What a definition file has under %environment.
+    let script =
+        "#!/bin/sh\n# Custom environment.\nexport TOOL=/opt/tool\nexport PATH=$TOOL/bin:$PATH\n";
+    fs::write(sandbox.join(".singularity.d/env/90-environment.sh"), script).unwrap();
+    build(&[sif.as_ref(), sandbox.as_ref()]);
+    for machine in machines() {
+        let mut command = machine.program(env!("CARGO_BIN_EXE_sifon"));
+        command.arg("exec").arg(&sif).arg("env").env("FROM", "host");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("\nFROM=it's an image\n"), "{text}");
+        assert!(text.contains("\nTOOL=/opt/tool\n"), "{text}");
+        assert!(
+            text.contains("\nPATH=/opt/tool/bin:/opt/bin:/bin:/usr/local/sbin"),
+            "{text}"
+        );
     }
 }

@@ -74,7 +74,7 @@ fn a_scheme_that_does_not_work_is_answered_with_those_that_do() {
         "shub://a",
         "oras://a/b",
         "docker-daemon:a",
-        "no/such/file.sif",
+        "no/such/image",
     ] {
         let said = place.refusal(&mut place.sifon(["inspect", image]));
         for scheme in ["docker://", "oci:", "oci-archive:", "docker-archive:"] {

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use sifon::pack::sif::Sif;
+use sifon_mount::source::sif::Sif;
 
 pub fn run(bytes: &[u8]) {
     if let Ok(sif) = Sif::open(Cursor::new(bytes)) {

@@ -88,7 +88,7 @@ impl Native {
             Codec::Zstd if is_frame(&packed, plain.len()) => {
                 Some(NativeBytes::Frame(packed.into()))
             }
-            Codec::Zstd | Codec::Gzip | Codec::Deflate(_) => None,
+            _ => None,
         };
         Ok(WholeChunk {
             plain,

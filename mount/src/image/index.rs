@@ -2,6 +2,7 @@
 //! request, checked, and becomes the layer's table; a layer whose index turns out not to be usable is streamed.
 
 use std::error::Error;
+use std::io;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -13,8 +14,10 @@ use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::layer::estargz::{self, EstargzError, Footer};
 use crate::layer::soci::{self, Trust};
+use crate::layer::squashfs;
 use crate::layer::table::{Table, TableWriter};
 use crate::layer::zstd_chunked::{self, Dialect, Toc};
+use crate::reference::Reference;
 use crate::source::SourceError;
 use crate::source::manifest::{Descriptor, Manifest};
 
@@ -32,6 +35,8 @@ pub enum Index {
         /// Whether the image names the index that names it, or somebody attached that.
         trust: Trust,
     },
+    /// None: the layer is a file system in a file of the user's, which tells all by itself.
+    Squashfs,
 }
 
 /// Why the index of a layer is not used.
@@ -56,6 +61,8 @@ impl Index {
                 // The tables differ: an unsigned one has the places of tar headers.
                 Trust::Unsigned => Digest::of(format!("unsigned {}", ztoc.digest).as_bytes()),
             },
+            // The layer's name is that of these contents already.
+            Self::Squashfs => Digest::of(b"squashfs 1"),
         }
     }
 
@@ -65,6 +72,7 @@ impl Index {
             Self::ZstdChunked(_) => "zstd:chunked",
             Self::Estargz(_) => "eStargz",
             Self::Soci { .. } => "gzip",
+            Self::Squashfs => "squashfs",
         }
     }
 
@@ -80,6 +88,7 @@ impl Index {
                 Trust::Signed => "SOCI v2 index",
                 Trust::Unsigned => "SOCI v1 index",
             },
+            Self::Squashfs => "the file system's own tables",
         }
     }
 
@@ -97,11 +106,23 @@ impl Index {
                     "nobody signs the index: files are compared with their tar headers"
                 }
             },
+            Self::Squashfs => {
+                "it is a file of yours: blocks have no digests, and reads fail once the file changes"
+            }
         }
     }
 }
 
 impl Opener<'_> {
+    /// What the layer's own annotations promise, or the kind of the reference.
+    pub(super) fn promised(&self, layer: &Descriptor) -> Result<Option<Index>, Unusable> {
+        // Not by media type: a registry's layer of such a type would be read without being checked.
+        match self.reference() {
+            Reference::File(_) => Ok(Some(Index::Squashfs)),
+            _ => Index::promised(layer),
+        }
+    }
+
     /// The table of a layer that `index` makes seekable. `None` if the index is not usable, which is logged: the layer is
     /// still a tar stream.
     pub(super) fn table_by(
@@ -118,6 +139,10 @@ impl Opener<'_> {
             }
             Index::Estargz(promised) => self.estargz(layer, *promised, &mut writer)?,
             Index::Soci { ztoc, trust } => self.soci(layer, ztoc, *trust, &mut writer)?,
+            Index::Squashfs => {
+                self.squashfs(layer, &mut writer)?;
+                Ok(())
+            }
         };
         match read {
             Ok(()) => {
@@ -186,6 +211,25 @@ impl Opener<'_> {
             .into()));
         }
         Ok(soci::table(&bytes, layer.size, trust, writer).map_err(Unusable::from))
+    }
+
+    /// By its own tables.
+    fn squashfs(&self, layer: &Descriptor, writer: &mut TableWriter) -> Result<(), OpenError> {
+        let blob = self.blob(layer);
+        let timeout = self.options.registry.timeout;
+        let read = |at, len| {
+            let deadline = Instant::now() + timeout;
+            blob.read(PackedOffset(at), len, deadline)
+                .map_err(io::Error::other)
+        };
+        let input = squashfs::Input {
+            len: layer.size,
+            read: &read,
+        };
+        squashfs::table(&input, writer).map_err(|source| OpenError::Squashfs {
+            file: self.reference().to_string(),
+            source,
+        })
     }
 
     /// The SOCI index of an image: the one that it names, or, if the user wants that, the first that somebody attached. What

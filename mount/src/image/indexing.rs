@@ -64,7 +64,8 @@ pub fn index(
             let Some(place) = next.lock().next() else {
                 return Ok(());
             };
-            let layer = Layer::new(&layers[place], description.config.diff_ids[place])?;
+            let (descriptor, diff_id) = (&layers[place], description.config.diff_ids[place]);
+            let layer = Layer::new(descriptor, diff_id, opener.promised(descriptor))?;
             let outcome = opener.indexed(&layer, plan, &ready, progress)?;
             outcomes.lock()[place] = Some(outcome);
         }

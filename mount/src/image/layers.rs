@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use super::index::{self, Index};
+use super::index::{self, Index, Unusable};
 use super::open::{Description, OnProgress, OpenError, Opener, Progress};
 use crate::digest::Digest;
 use crate::fetch::{LayerChunks, Origin, Restream};
@@ -28,12 +28,17 @@ pub(super) struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    pub fn new(descriptor: &'a Descriptor, diff_id: Digest) -> Result<Self, OpenError> {
+    /// A layer with the index that was promised for it, if that can be used.
+    pub fn new(
+        descriptor: &'a Descriptor,
+        diff_id: Digest,
+        promised: Result<Option<Index>, Unusable>,
+    ) -> Result<Self, OpenError> {
         let layer = descriptor.digest;
         if let Some(problem) = unreadable(descriptor) {
             return Err(OpenError::Format { layer, problem });
         }
-        let index = Index::promised(descriptor).unwrap_or_else(|err| {
+        let index = promised.unwrap_or_else(|err| {
             tracing::warn!(%layer, error = %err, "the layer is read whole");
             None
         });

@@ -18,6 +18,7 @@ use crate::digest::Digest;
 use crate::fetch::{Chunks, LayerChunks};
 use crate::layer::native::ConvertError;
 use crate::layer::soci;
+use crate::layer::squashfs::SquashfsError;
 use crate::layer::table::{Table, TableError};
 use crate::reference::Reference;
 use crate::registry;
@@ -132,6 +133,15 @@ pub enum OpenError {
     /// A layer cannot be converted.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// A file system in a file cannot be shown.
+    #[error("{file}: cannot be shown")]
+    Squashfs {
+        /// Its path.
+        file: String,
+        /// What is wrong with it.
+        #[source]
+        source: SquashfsError,
+    },
     /// A table that was just written cannot be read.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -165,6 +175,7 @@ impl OpenError {
             Self::Table(_) | Self::Tree(_) | Self::Store { .. } => Some(
                 "name a directory with room on a sound disk: --store DIR or SIFON_STORE".into(),
             ),
+            Self::Squashfs { source, .. } => source.hint().map(Into::into),
             Self::Format { .. } => None,
         }
     }
@@ -374,7 +385,9 @@ impl<'a> Opener<'a> {
             .layers
             .iter()
             .zip(&description.config.diff_ids)
-            .map(|(descriptor, &diff_id)| Layer::new(descriptor, diff_id))
+            .map(|(descriptor, &diff_id)| {
+                Layer::new(descriptor, diff_id, self.promised(descriptor))
+            })
             .collect::<Result<_, _>>()?;
         let soci_index = self.add_soci(description, &mut layers);
         let mut queue: Vec<&Layer<'_>> = layers.iter().collect();

@@ -51,7 +51,7 @@ pub fn describe(
             let trust = *trust;
             Some(Index::Soci { ztoc, trust })
         };
-        let promised = Index::promised(layer).ok().flatten();
+        let promised = opener.promised(layer).ok().flatten();
         opener.outlook(layer, promised.or_else(by_soci))
     });
     let outlooks = outlooks.collect();

@@ -1,6 +1,7 @@
 //! The packed bytes of a chunk become its plain ones.
 
 use bytes::Bytes;
+use liblzma::stream::{Action, Status, Stream};
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
 
 use super::table::{Checkpoint, Chunk, Codec};
@@ -12,6 +13,7 @@ use crate::sys::inflate::{Inflater, Stop, WINDOW_BYTES, Wrapping};
 pub struct Decoder {
     zstd: DCtx<'static>,
     inflater: Inflater,
+    zlib: libdeflater::Decompressor,
 }
 
 /// Why packed bytes are not the chunk that the layer's table promises.
@@ -24,13 +26,15 @@ pub struct DecodeError {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-enum Problem {
+pub(super) enum Problem {
     #[error("a chunk of {0} bytes is larger than we decode")]
     TooLarge(u64),
     #[error("the chunk is no zstd frame: {0}")]
     Zstd(&'static str),
     #[error("the chunk is no deflate stream")]
     Deflate,
+    #[error("the chunk is no {0} block")]
+    Block(&'static str),
     #[error("the checkpoint before the chunk is damaged")]
     Checkpoint,
     #[error("the chunk ends after {has} of {needs} bytes")]
@@ -38,6 +42,12 @@ enum Problem {
     #[error("the chunk's digest does not match")]
     Digest,
 }
+
+/// Plain bytes in a block of squashfs at most: `SQUASHFS_FILE_MAX_SIZE` of squashfs_fs.h.
+const BLOCK_BYTES_LIMIT: usize = 1 << 20;
+
+/// What decoding a block of xz may take: eight times the largest dictionary that a block has any use for.
+const XZ_MEMORY_BYTES: u64 = 8 << 20;
 
 /// The largest window that a frame may ask for, as a power of two: what `zstd` itself takes without `--long=28`.
 const WINDOW_LOG_LIMIT: u32 = 27;
@@ -55,6 +65,7 @@ impl Decoder {
         Self {
             zstd: context,
             inflater: Inflater::new(),
+            zlib: libdeflater::Decompressor::new(),
         }
     }
 
@@ -112,7 +123,52 @@ impl Decoder {
                 self.inflated(packed, needs, Wrapping::Gzip)
             }
             Codec::Deflate(checkpoint) => self.resumed(checkpoint, packed, needs),
+            Codec::Zlib | Codec::Xz | Codec::Lz4 => self.block(chunk.codec, packed, needs),
         }
+    }
+
+    /// The first `needs` plain bytes of a block of squashfs.
+    fn block(&mut self, codec: Codec<'_>, packed: &[u8], needs: usize) -> Result<Vec<u8>, Problem> {
+        // A fragment has more bytes than the files in it that are shown, and only a whole one can be decoded.
+        let whole = || needs.max(BLOCK_BYTES_LIMIT);
+        let plain = self.whole(codec, packed, needs);
+        let mut plain = plain.or_else(|_| self.whole(codec, packed, whole()))?;
+        let has = plain.len();
+        if has < needs {
+            return Err(Problem::Short { has, needs });
+        }
+        plain.truncate(needs);
+        Ok(plain)
+    }
+
+    /// All plain bytes that `packed` decodes to, if they are not more than `limit`; of xz and zstd the first `limit`.
+    pub(super) fn whole(
+        &mut self,
+        codec: Codec<'_>,
+        packed: &[u8],
+        limit: usize,
+    ) -> Result<Vec<u8>, Problem> {
+        let mut plain = vec![0; limit];
+        let has = match codec {
+            Codec::Zlib => self
+                .zlib
+                .zlib_decompress(packed, &mut plain)
+                .map_err(|_| Problem::Block("zlib"))?,
+            Codec::Lz4 => {
+                let room = i32::try_from(limit).map_err(|_| Problem::TooLarge(limit as u64))?;
+                lz4::block::decompress_to_buffer(packed, Some(room), &mut plain)
+                    .map_err(|_| Problem::Block("lz4"))?
+            }
+            Codec::Xz => unxz(packed, &mut plain)?,
+            Codec::Zstd => {
+                let filled = self.fill(&mut plain, packed);
+                self.recover();
+                filled?
+            }
+            _ => return Err(Problem::Block("squashfs")),
+        };
+        plain.truncate(has);
+        Ok(plain)
     }
 
     /// The first `needs` plain bytes after the checkpoint.
@@ -227,6 +283,27 @@ fn part(chunk: &Chunk<'_>, plain: &[u8]) -> Result<Bytes, Problem> {
     match chunk.digest.matches(own) {
         true => Ok(Bytes::copy_from_slice(own)),
         false => Err(Problem::Digest),
+    }
+}
+
+/// Decodes until `plain` is full or the stream ends; how many bytes came.
+fn unxz(packed: &[u8], plain: &mut [u8]) -> Result<usize, Problem> {
+    let wrong = |_| Problem::Block("xz");
+    let mut stream = Stream::new_stream_decoder(XZ_MEMORY_BYTES, 0).map_err(wrong)?;
+    loop {
+        let before = (stream.total_in(), stream.total_out());
+        let status = stream
+            .process(
+                &packed[before.0 as usize..],
+                &mut plain[before.1 as usize..],
+                Action::Finish,
+            )
+            .map_err(wrong)?;
+        let has = stream.total_out() as usize;
+        let stands_still = before == (stream.total_in(), stream.total_out());
+        if status == Status::StreamEnd || has == plain.len() || stands_still {
+            return Ok(has);
+        }
     }
 }
 

@@ -15,5 +15,6 @@ pub mod toc;
 
 pub mod estargz;
 pub mod soci;
+pub mod squashfs;
 pub mod zstd_chunked;
 pub mod zstd_seekable;

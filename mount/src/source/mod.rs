@@ -8,6 +8,10 @@ mod docker;
 mod file;
 mod layout;
 pub mod manifest;
+pub mod sif;
+mod squashfs;
+
+pub use squashfs::is_image_file;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +28,7 @@ use self::docker::DockerArchive;
 use self::file::Place;
 use self::layout::Layout;
 use self::manifest::{CONFIG_BYTES_LIMIT, Descriptor, Document, Manifest, ManifestError};
+use self::squashfs::SquashfsFile;
 
 /// Indexes within indexes that are followed from the top.
 const LEVELS: usize = 3;
@@ -101,6 +106,7 @@ impl Source {
             Reference::DockerArchive { file, tag } => {
                 Box::new(DockerArchive::open(Place::archive(file)?, tag.as_deref())?)
             }
+            Reference::File(path) => Box::new(SquashfsFile::open(path)?),
         };
         Ok(Self {
             kind,

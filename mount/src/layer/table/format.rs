@@ -103,8 +103,12 @@ pub(super) const KIND_HIDDEN: u8 = 11;
 pub(super) const DIGEST_SHA256: u8 = 1;
 pub(super) const DIGEST_BLAKE3: u8 = 2;
 pub(super) const DIGEST_PACKED_SHA256: u8 = 3;
+pub(super) const DIGEST_UNKNOWN: u8 = 4;
 
 pub(super) const CODEC_RAW: u8 = 0;
 pub(super) const CODEC_ZSTD: u8 = 1;
 pub(super) const CODEC_GZIP: u8 = 2;
 pub(super) const CODEC_DEFLATE: u8 = 3;
+pub(super) const CODEC_ZLIB: u8 = 4;
+pub(super) const CODEC_XZ: u8 = 5;
+pub(super) const CODEC_LZ4: u8 = 6;

@@ -252,6 +252,9 @@ impl Table {
             CODEC_RAW => Codec::Raw,
             CODEC_ZSTD => Codec::Zstd,
             CODEC_GZIP => Codec::Gzip,
+            CODEC_ZLIB => Codec::Zlib,
+            CODEC_XZ => Codec::Xz,
+            CODEC_LZ4 => Codec::Lz4,
             CODEC_DEFLATE => Codec::Deflate(Checkpoint {
                 bits: record.bits & 7,
                 window: self
@@ -264,6 +267,7 @@ impl Table {
             DIGEST_SHA256 => ChunkDigest::Sha256(record.digest),
             DIGEST_BLAKE3 => ChunkDigest::Blake3(record.digest),
             DIGEST_PACKED_SHA256 => ChunkDigest::PackedSha256(record.digest),
+            DIGEST_UNKNOWN => ChunkDigest::Unknown,
             _ => return Err(wrong("an unknown digest")),
         };
         let largest = CHUNK_BYTES_LIMIT as u32;

@@ -119,6 +119,12 @@ pub enum Codec<'a> {
     Gzip,
     /// A gzip stream from somewhere in its middle, through the ends of members, until there are enough plain bytes.
     Deflate(Checkpoint<'a>),
+    /// A zlib stream (RFC 1950), a block of squashfs.
+    Zlib,
+    /// A stream of xz, a block of squashfs.
+    Xz,
+    /// A block of LZ4 without a frame, a block of squashfs.
+    Lz4,
 }
 
 /// What resumes a gzip stream in its middle: the state that a decompressor would have there.

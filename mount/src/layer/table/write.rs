@@ -138,12 +138,16 @@ impl TableWriter {
             ChunkDigest::Sha256(digest) => (DIGEST_SHA256, digest),
             ChunkDigest::Blake3(digest) => (DIGEST_BLAKE3, digest),
             ChunkDigest::PackedSha256(digest) => (DIGEST_PACKED_SHA256, digest),
+            ChunkDigest::Unknown => (DIGEST_UNKNOWN, [0; 32]),
         };
         let codec = match chunk.codec {
             Codec::Raw => CODEC_RAW,
             Codec::Zstd => CODEC_ZSTD,
             Codec::Gzip => CODEC_GZIP,
             Codec::Deflate(_) => CODEC_DEFLATE,
+            Codec::Zlib => CODEC_ZLIB,
+            Codec::Xz => CODEC_XZ,
+            Codec::Lz4 => CODEC_LZ4,
         };
         self.chunks[index.0 as usize] = ChunkRecord {
             packed_at: chunk.packed_at.0.into(),

@@ -9,13 +9,15 @@
 //! *reference* to something in such a stream is the place of its block, counted from the stream's start in the file,
 //! and the byte in the plain block.
 
+#![expect(missing_docs, reason = "the names are those of the format")]
+
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The first 96 bytes.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct Superblock {
+pub struct Superblock {
     pub magic: [u8; 4],
     pub inodes: U32,
     pub created: U32,
@@ -39,9 +41,9 @@ pub(super) struct Superblock {
 }
 
 /// What every inode begins with.
-#[derive(Clone, Copy, Debug, Default, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct InodeHeader {
+pub struct InodeHeader {
     /// One of the `TYPE_` numbers; of the longer forms, [`EXTENDED`] more.
     pub kind: U16,
     pub mode: U16,
@@ -53,9 +55,9 @@ pub(super) struct InodeHeader {
     pub number: U32,
 }
 
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct Directory {
+pub struct Directory {
     /// Where the block begins in which the listing does.
     pub block: U32,
     pub nlink: U32,
@@ -66,9 +68,9 @@ pub(super) struct Directory {
     pub parent: U32,
 }
 
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct ExtendedDirectory {
+pub struct ExtendedDirectory {
     pub nlink: U32,
     pub len: U32,
     pub block: U32,
@@ -80,9 +82,9 @@ pub(super) struct ExtendedDirectory {
 }
 
 /// A place in a long listing where a header stands, so that a name is found without reading what is before.
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct IndexEntry {
+pub struct IndexEntry {
     /// Bytes of the listing before the header.
     pub at: U32,
     /// Where the header's block begins.
@@ -92,18 +94,18 @@ pub(super) struct IndexEntry {
 }
 
 /// A regular file; the sizes of its blocks follow.
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct File {
+pub struct File {
     pub block: U32,
     pub fragment: U32,
     pub offset: U32,
     pub len: U32,
 }
 
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct ExtendedFile {
+pub struct ExtendedFile {
     pub block: U64,
     pub len: U64,
     /// Bytes in holes.
@@ -115,9 +117,9 @@ pub(super) struct ExtendedFile {
 }
 
 /// What precedes at most 256 entries of a listing whose inodes lie in one metadata block.
-#[derive(Clone, Copy, Debug, Default, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct ListingHeader {
+pub struct ListingHeader {
     /// One less than there are.
     pub entries: U32,
     pub block: U32,
@@ -125,9 +127,9 @@ pub(super) struct ListingHeader {
     pub number: U32,
 }
 
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct ListingEntry {
+pub struct ListingEntry {
     pub offset: U16,
     /// Two's complement.
     pub number: U16,
@@ -136,9 +138,9 @@ pub(super) struct ListingEntry {
     pub name_len: U16,
 }
 
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct Fragment {
+pub struct Fragment {
     pub at: U64,
     /// With [`STORED_BLOCK`], if it is not compressed.
     pub len: U32,
@@ -146,9 +148,9 @@ pub(super) struct Fragment {
 }
 
 /// The attributes that some inodes share.
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct XattrSet {
+pub struct XattrSet {
     pub reference: U64,
     pub count: U32,
     /// Plain bytes.
@@ -156,9 +158,9 @@ pub(super) struct XattrSet {
 }
 
 /// What precedes the list of blocks of [`XattrSet`].
-#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct XattrTable {
+pub struct XattrTable {
     pub attributes_at: U64,
     pub sets: U32,
     pub unused: U32,
@@ -171,59 +173,59 @@ const _: () = assert!(size_of::<ListingHeader>() == 12 && size_of::<ListingEntry
 const _: () = assert!(size_of::<Fragment>() == 16 && size_of::<XattrSet>() == 16);
 const _: () = assert!(size_of::<XattrTable>() == 16 && size_of::<IndexEntry>() == 12);
 
-pub(super) const MAGIC: [u8; 4] = *b"hsqs";
+pub const MAGIC: [u8; 4] = *b"hsqs";
 
 /// Plain bytes of a metadata block.
-pub(super) const METADATA_BYTES: usize = 8 << 10;
+pub const METADATA_BYTES: usize = 8 << 10;
 /// In the two bytes before a metadata block: it is not compressed.
-pub(super) const STORED_METADATA: u16 = 1 << 15;
+pub const STORED_METADATA: u16 = 1 << 15;
 /// In the size of a data block or fragment: it is not compressed.
-pub(super) const STORED_BLOCK: u32 = 1 << 24;
+pub const STORED_BLOCK: u32 = 1 << 24;
 
-pub(super) const TYPE_DIRECTORY: u16 = 1;
-pub(super) const TYPE_FILE: u16 = 2;
-pub(super) const TYPE_SYMLINK: u16 = 3;
-pub(super) const TYPE_BLOCK_DEVICE: u16 = 4;
-pub(super) const TYPE_CHAR_DEVICE: u16 = 5;
-pub(super) const TYPE_FIFO: u16 = 6;
-pub(super) const TYPE_SOCKET: u16 = 7;
+pub const TYPE_DIRECTORY: u16 = 1;
+pub const TYPE_FILE: u16 = 2;
+pub const TYPE_SYMLINK: u16 = 3;
+pub const TYPE_BLOCK_DEVICE: u16 = 4;
+pub const TYPE_CHAR_DEVICE: u16 = 5;
+pub const TYPE_FIFO: u16 = 6;
+pub const TYPE_SOCKET: u16 = 7;
 /// What a longer form's type has more than the short one's.
-pub(super) const EXTENDED: u16 = 7;
+pub const EXTENDED: u16 = 7;
 
 /// Inodes are stored as they are.
-pub(super) const FLAG_STORED_INODES: u16 = 0x01;
+pub const FLAG_STORED_INODES: u16 = 0x01;
 /// The same of data blocks.
-pub(super) const FLAG_STORED_DATA: u16 = 0x02;
+pub const FLAG_STORED_DATA: u16 = 0x02;
 /// The same of fragments.
-pub(super) const FLAG_STORED_FRAGMENTS: u16 = 0x08;
+pub const FLAG_STORED_FRAGMENTS: u16 = 0x08;
 /// Tails of large files are in fragments, too.
-pub(super) const FLAG_ALWAYS_FRAGMENTS: u16 = 0x20;
+pub const FLAG_ALWAYS_FRAGMENTS: u16 = 0x20;
 /// Equal files are stored once.
-pub(super) const FLAG_DUPLICATES: u16 = 0x40;
+pub const FLAG_DUPLICATES: u16 = 0x40;
 /// There is a table from inode numbers to inodes.
-pub(super) const FLAG_EXPORTABLE: u16 = 0x80;
+pub const FLAG_EXPORTABLE: u16 = 0x80;
 /// Attributes are stored as they are.
-pub(super) const FLAG_STORED_XATTRS: u16 = 0x100;
+pub const FLAG_STORED_XATTRS: u16 = 0x100;
 /// There are none.
-pub(super) const FLAG_NO_XATTRS: u16 = 0x200;
+pub const FLAG_NO_XATTRS: u16 = 0x200;
 /// A metadata block with the compressor's options follows the superblock.
-pub(super) const FLAG_OPTIONS: u16 = 0x400;
+pub const FLAG_OPTIONS: u16 = 0x400;
 /// Ids are stored as they are.
-pub(super) const FLAG_STORED_IDS: u16 = 0x800;
+pub const FLAG_STORED_IDS: u16 = 0x800;
 
 /// No fragment, no attributes.
-pub(super) const NONE: u32 = u32::MAX;
+pub const NONE: u32 = u32::MAX;
 /// No such table.
-pub(super) const NO_TABLE: u64 = u64::MAX;
+pub const NO_TABLE: u64 = u64::MAX;
 
 /// In the type of an attribute: its value is a reference to another's.
-pub(super) const XATTR_ELSEWHERE: u16 = 0x100;
+pub const XATTR_ELSEWHERE: u16 = 0x100;
 /// The families of attributes that have a number, in its order.
-pub(super) const XATTR_PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+pub const XATTR_PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
 /// A place in a stream of metadata blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Reference {
+pub struct Reference {
     /// Where the block begins, counted from the stream's start.
     pub block: u64,
     /// The byte in the plain block.

@@ -1,0 +1,7 @@
+//! Feeds bytes that the fuzzer makes up to `bodies/squashfs.rs`.
+#![no_main]
+
+#[path = "../bodies/squashfs.rs"]
+mod body;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| body::run(bytes));
