@@ -2,7 +2,7 @@
 //!
 //! A container is known by one of its processes, first the one that its client became. When that ends, another one is looked for.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,6 +21,8 @@ pub struct Client {
     handle: Option<OwnedFd>,
     /// Inode number of the mount namespace; none while it is not made yet.
     mount_namespace: Option<u64>,
+    /// That namespace: as long as this is open, its number is nobody else's. None if it could not be opened.
+    held: Option<File>,
 }
 
 impl Client {
@@ -30,6 +32,7 @@ impl Client {
             pid,
             handle: rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok(),
             mount_namespace: None,
+            held: None,
         }
     }
 
@@ -41,6 +44,13 @@ impl Client {
     /// From now on it is in the mount namespace of this inode number.
     pub fn is_in(&mut self, mount_namespace: u64) {
         self.mount_namespace = Some(mount_namespace);
+        let pid = self.pid.as_raw_nonzero();
+        let opened = File::open(format!("/proc/{pid}/ns/mnt")).ok();
+        let is_it = |file: &File| {
+            file.metadata()
+                .is_ok_and(|metadata| metadata.ino() == mount_namespace)
+        };
+        self.held = opened.filter(is_it);
     }
 
     /// What becomes readable when the process ends; none if it has to be looked at now and then.
@@ -60,11 +70,13 @@ impl Client {
             if let Some(pid) = process_in(namespace) {
                 *self = Self {
                     mount_namespace: Some(namespace),
+                    held: self.held.take(),
                     ..Self::of(pid)
                 };
                 return true;
             }
         }
+        self.held = None;
         false
     }
 
