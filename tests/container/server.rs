@@ -209,7 +209,9 @@ fn a_server_that_stays_keeps_nothing_of_its_first_client() {
             .args(["echo", "here"])
             .output()
             .unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "[here]\n");
+        // A warning may come before it, when somebody else's program tries to meet this server.
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.starts_with('[') && said.ends_with("here]\n"), "{said}");
         let servers = machine.servers();
         assert_eq!(servers.len(), 1);
         assert_eq!(servers[0].link("cwd"), "/");
@@ -221,8 +223,6 @@ fn a_server_that_stays_keeps_nothing_of_its_first_client() {
                 "anon_inode:",
                 "pipe:",
                 "net:",
-                // It may be looking who still runs.
-                "/proc",
             ];
             let is_own = is_own.iter().any(|own| link.starts_with(own))
                 || ["user:", "mnt:"].iter().any(|own| link.starts_with(own))

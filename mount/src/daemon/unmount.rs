@@ -13,9 +13,6 @@ use crate::sys::mountinfo::{self, MountEntry};
 /// How long the process behind a mount may take to end after it.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After which time it is looked for who else may have the mount.
-const LOOK_AFTER: Duration = Duration::from_millis(500);
-
 /// How long a mount that nobody is seen to use may stay busy: a process that is just ending holds it
 /// for a moment longer than it is seen in /proc.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -129,18 +126,15 @@ pub fn unmount(path: &Path) -> Result<Unmounted, UnmountError> {
     let Some(mut lifeline) = lifeline else {
         return Ok(ended(Vec::new()));
     };
-    let deadline = Instant::now() + END_TIMEOUT;
-    while !lifeline.ended_within(LOOK_AFTER) {
-        let kept_by = keepers(&mount);
-        if !kept_by.is_empty() {
-            return Ok(ended(kept_by));
-        }
-        if Instant::now() > deadline {
-            let path = mount.target;
-            return Err(UnmountError::StillRuns { path, pid });
-        }
+    if lifeline.ended_within(END_TIMEOUT) {
+        return Ok(ended(Vec::new()));
     }
-    Ok(ended(Vec::new()))
+    let kept_by = keepers(&mount);
+    if kept_by.is_empty() {
+        let path = mount.target;
+        return Err(UnmountError::StillRuns { path, pid });
+    }
+    Ok(ended(kept_by))
 }
 
 /// Takes the image at `path` out of the tree at once. Its process ends when its last user is gone.
