@@ -1,12 +1,25 @@
 //! Bytes under a digest, wherever they lie: at a registry, in a layout, inside an archive.
 
 use std::io::Read;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
+
+/// A source without a way of its own to pour reads so much at once.
+const POURED_BYTES: u64 = 1 << 20;
+
+/// How long to wait for bytes.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// For all of them.
+    Until(Instant),
+    /// For the first, and from one to the next, as long as there is progress.
+    While(Duration),
+}
 
 /// A blob that can be read from the start or in ranges. Nothing it returns has been verified.
 pub trait Blob: Send + Sync {
@@ -18,6 +31,27 @@ pub trait Blob: Send + Sync {
 
     /// Exactly `len` bytes from `at`; fewer are an error. Blocks until then, or until `deadline`.
     fn read(&self, at: PackedOffset, len: usize, deadline: Instant) -> Result<Bytes, BlobError>;
+
+    /// The bytes of `range`, handed over in order as they come. Ends with an error when `patience` does; what was handed over
+    /// until then is right to keep. `each` may take any time.
+    fn pour(
+        &self,
+        range: Range<u64>,
+        patience: Patience,
+        each: &mut (dyn FnMut(Bytes) + Send),
+    ) -> Result<(), BlobError> {
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(POURED_BYTES);
+            let deadline = match patience {
+                Patience::Until(deadline) => deadline,
+                Patience::While(progress) => Instant::now() + progress,
+            };
+            each(self.read(PackedOffset(at), len as usize, deadline)?);
+            at += len;
+        }
+        Ok(())
+    }
 
     /// All of it, in order. Each `read` of the stream blocks for at most the source's deadline; the
     /// stream ends early only with an error.

@@ -15,7 +15,7 @@ use layers::{Member, directory, file, hard_link, noise, opaque, symlink, text, w
 use proptest::prelude::*;
 use proptest::sample::Index;
 use sifon_mount::digest::Digest;
-use sifon_mount::fetch::{Chunks, LayerChunks, Origin};
+use sifon_mount::fetch::{Chunks, LayerChunks, Limits, Origin};
 use sifon_mount::image::{Enough, Image};
 use sifon_mount::layer::entry::Kind;
 use sifon_mount::layer::native::{Blueprint, Compressors, convert};
@@ -220,7 +220,11 @@ fn opened(layers: &[Layer]) -> Image {
     )
     .unwrap();
     let tree = Tree::open(Sealed::in_memory(tree)).unwrap();
-    Image::new(tree, tables, Arc::new(Chunks::new(layers)))
+    Image::new(
+        tree,
+        tables,
+        Arc::new(Chunks::new(layers, Limits::default())),
+    )
 }
 
 /// An image and what it should be, with the files to ask about.

@@ -3,14 +3,17 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::activity::{Moved, Request};
+use super::fetcher::{Fetcher, Limits};
 use super::flights::Flights;
 use super::memory::Memory;
 use super::native::{Miss, Native, Restream};
-use super::remote::Remote;
+use super::remote::{Came, Remote};
 use super::{ChunkSource, ReadError, WholeChunk};
 use crate::blob::{Blob, BlobError};
 use crate::layer::decode::Decoder;
@@ -36,30 +39,52 @@ pub enum Origin {
 
 /// The chunks of all layers of one image.
 pub struct Chunks {
-    layers: Vec<Arc<LayerChunks>>,
+    pub(super) layers: Vec<Arc<LayerChunks>>,
     memory: Memory,
     flights: Flights<(u16, ChunkIndex)>,
+    pub(super) fetcher: Fetcher,
 }
 
 /// A layer's table, and where its packed bytes are.
 pub struct LayerChunks {
     table: Arc<Table>,
-    packed: Packed,
+    pub(super) packed: Packed,
 }
 
-enum Packed {
+pub(super) enum Packed {
     Native(Arc<Native>),
     Local(Arc<dyn Blob>),
-    Remote(Remote),
+    Remote(Arc<Remote>),
 }
 
 impl Chunks {
     /// The chunks of `layers`, bottom first. A layer that stands twice in an image can be given twice.
-    pub fn new(layers: Vec<Arc<LayerChunks>>) -> Self {
+    pub fn new(layers: Vec<Arc<LayerChunks>>, limits: Limits) -> Self {
         Self {
             layers,
             memory: Memory::with_budget(MEMORY_BYTES),
             flights: Flights::default(),
+            fetcher: Fetcher::new(limits),
+        }
+    }
+
+    /// The layers, bottom first.
+    pub fn layers(&self) -> &[Arc<LayerChunks>] {
+        &self.layers
+    }
+
+    /// The requests for ranges, oldest first; of very many only the latest.
+    pub fn requests(&self) -> Vec<Request> {
+        self.fetcher.shared().activity.requests()
+    }
+
+    /// What was fetched, and why.
+    pub fn moved(&self) -> Moved {
+        let shared = self.fetcher.shared();
+        Moved {
+            round_trip_us: shared.pace.round_trip().map(|time| time.as_micros() as u64),
+            bytes_per_sec: shared.pace.rate(),
+            ..shared.activity.moved()
         }
     }
 
@@ -117,7 +142,7 @@ impl ChunkSource for Chunks {
                     return Ok(plain);
                 }
                 let keep = |sibling, plain| self.memory.keep((layer, sibling), plain);
-                return source.plain(chunk, deadline, keep);
+                return source.plain(chunk, deadline, &self.fetcher, keep);
             }
         }
     }
@@ -139,7 +164,7 @@ impl LayerChunks {
         let packed = match origin {
             Origin::Native(file, restream) => Packed::Native(Native::new(file, restream)),
             Origin::Local(blob) => Packed::Local(blob),
-            Origin::Remote(blob, copy) => Packed::Remote(Remote::new(blob, copy)),
+            Origin::Remote(blob, copy) => Packed::Remote(Arc::new(Remote::new(blob, copy))),
         };
         Self { table, packed }
     }
@@ -154,6 +179,7 @@ impl LayerChunks {
         &self,
         index: ChunkIndex,
         deadline: Instant,
+        fetcher: &Fetcher,
         keep: impl Fn(ChunkIndex, Bytes),
     ) -> Result<Bytes, ReadError> {
         let siblings = Siblings::of(&self.table, index)?;
@@ -181,7 +207,7 @@ impl LayerChunks {
             }
             Packed::Remote(remote) => {
                 let decode = |packed: &[u8]| siblings.decoded(packed, &keep);
-                self.remote(remote, chunk, decode, deadline)
+                self.remote(remote, chunk, decode, deadline, fetcher)
             }
         }
     }
@@ -190,42 +216,57 @@ impl LayerChunks {
     /// for once more.
     fn remote(
         &self,
-        remote: &Remote,
+        remote: &Arc<Remote>,
         chunk: &Chunk<'_>,
         decode: impl Fn(&[u8]) -> Option<Bytes>,
         deadline: Instant,
+        fetcher: &Fetcher,
     ) -> Result<Bytes, ReadError> {
         let len = chunk.packed_len as usize;
-        let mut came_wrong = false;
+        let bytes = chunk.packed_at.0..chunk.packed_at.0 + len as u64;
+        let activity = &fetcher.shared().activity;
+        remote.read_ahead(&bytes, fetcher);
+        let (mut waited, mut is_fresh) = (false, false);
         loop {
+            let is_whole = remote.has(&bytes);
             let kept = remote.kept(chunk.packed_at, len);
             if let Some(plain) = kept.and_then(|packed| decode(&packed)) {
+                let counter = match waited {
+                    true => &activity.chunks_waited_for,
+                    false => &activity.chunks_from_store,
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
                 return Ok(plain);
             }
-            let fetched = remote.fetched(chunk.packed_at, len, !came_wrong, deadline);
-            if let Some(packed) = fetched.map_err(|err| self.failed(err))? {
-                match decode(&packed) {
-                    Some(plain) => return Ok(plain),
-                    None if came_wrong => return Err(self.corrupt(chunk)),
-                    None => came_wrong = true,
+            if is_whole {
+                if is_fresh {
+                    return Err(self.corrupt(chunk));
                 }
+                let again = &activity.fetched_again;
+                again.fetch_add(len as u64, Ordering::Relaxed);
+                remote.forget(&bytes);
+                is_fresh = true;
             }
-            if Instant::now() >= deadline {
-                return Err(ReadError::Late {
-                    layer: self.table.layer(),
-                    at: chunk.packed_at,
-                });
+            waited = true;
+            match remote.bring(&bytes, deadline, fetcher) {
+                Ok(Came::InTime) => {}
+                Ok(Came::Late) => return Err(self.late(chunk)),
+                Err(err) => return Err(self.failed(err)),
             }
+        }
+    }
+
+    fn late(&self, chunk: &Chunk<'_>) -> ReadError {
+        ReadError::Late {
+            layer: self.table.layer(),
+            at: chunk.packed_at,
         }
     }
 
     fn missed(&self, miss: &Miss, chunk: &Chunk<'_>) -> ReadError {
         match miss {
             Miss::Corrupt => self.corrupt(chunk),
-            Miss::Late => ReadError::Late {
-                layer: self.table.layer(),
-                at: chunk.packed_at,
-            },
+            Miss::Late => self.late(chunk),
         }
     }
 

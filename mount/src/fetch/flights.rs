@@ -34,15 +34,6 @@ impl<K: Eq + Hash + Copy> Flights<K> {
     }
 }
 
-impl<K: Eq + Hash + Copy> Flights<K> {
-    /// `None` at once where somebody else is fetching.
-    pub fn try_lead(&self, key: K) -> Option<Leader<'_, K>> {
-        let is_ours = self.flying.lock().insert(key);
-        // Never made where it is not ours: dropping it would end the other's flight.
-        is_ours.then(|| Leader { flights: self, key })
-    }
-}
-
 impl<K> Default for Flights<K> {
     fn default() -> Self {
         Self {
@@ -66,16 +57,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[test]
-    fn who_only_tries_leaves_the_flight_of_another_alone() {
-        let flights = Flights::default();
-        let leader = flights.try_lead(1).unwrap();
-        assert!(flights.try_lead(1).is_none());
-        assert!(flights.try_lead(1).is_none(), "the first is still flying");
-        drop(leader);
-        assert!(flights.try_lead(1).is_some());
-    }
 
     #[test]
     fn many_who_ask_make_one_flight() {

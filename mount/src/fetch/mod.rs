@@ -1,16 +1,25 @@
 //! Chunks in motion: plain bytes of an image's layers, verified, from memory, store or source.
 
+mod activity;
+mod ahead;
+mod blocks;
 mod chunks;
+mod complete;
+mod fetcher;
 mod flights;
 mod memory;
 mod native;
+mod pace;
 mod remote;
 
 use std::time::Instant;
 
 use bytes::Bytes;
 
+pub use activity::{Count, Moved, Request, Why};
 pub use chunks::{Chunks, LayerChunks, Origin};
+pub use complete::{Completion, Lacking};
+pub use fetcher::Limits;
 pub use native::Restream;
 
 use crate::blob::BlobError;

@@ -1,6 +1,7 @@
 //! The file of a streamed layer, and the second streaming that mends it.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread;
@@ -112,6 +113,14 @@ impl Native {
         }
         let file = self.streamed_after(generation, deadline)?;
         read(&file, chunk).ok_or(Miss::Corrupt)
+    }
+
+    /// Has the kernel read these bytes of the file soon.
+    pub fn announce(&self, bytes: &Range<u64>) {
+        let file = Arc::clone(&self.state.lock().file);
+        let len = std::num::NonZeroU64::new(bytes.end - bytes.start);
+        // Advice: without it they are read later.
+        let _ = rustix::fs::fadvise(&*file, bytes.start, len, rustix::fs::Advice::WillNeed);
     }
 
     /// The file that follows the one of `generation`. One thread streams it, whoever asks, and goes on when those who ask

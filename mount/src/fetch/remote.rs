@@ -1,55 +1,73 @@
-//! A seekable blob: ranges come from its source in segments, which the store keeps at their own offsets.
+//! A seekable blob: its blocks come from its source, and the store keeps them at their own offsets.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
 
-use super::flights::Flights;
-use crate::blob::{Blob, BlobError};
+use super::activity::{Begun, Why};
+use super::ahead::Ahead;
+use super::blocks::{BLOCK_BYTES, Blocks, Flight, blocks_of};
+use super::fetcher::{Fetcher, Job, Outcome, Shared};
+use crate::blob::{Blob, BlobError, Patience};
+use crate::digest::{Digest, Hasher};
 use crate::extent::PackedOffset;
-
-/// What is fetched at once at least: a multiple of 64 KiB, as an NFS client writes whole pages. At 200
-/// Mbit/s it takes as long as one round trip of 40 ms.
-const SEGMENT_BYTES: u64 = 1 << 20;
-
-/// A sequential reader's range grows up to this many segments.
-const SEGMENTS_AT_ONCE_LIMIT: u64 = 16;
 
 /// So many bytes of zeros are taken for a hole: nearly no packed bytes look like that, and those that do are only
 /// fetched again.
 const SAMPLE_BYTES: usize = 64;
+
+/// What comes is written in pieces of this size: readers wait for a block, not for the range it came with.
+const WRITTEN_BYTES: usize = 128 << 10;
+
+/// What nobody waits for is fetched in ranges of this length: long enough to reach the rate of a download, short enough to share
+/// a window of read-ahead among connections.
+const LONG_BLOCKS: u64 = (4 << 20) / BLOCK_BYTES;
+
+/// Blocks in memory because the store had no room for them.
+const SPARE_BLOCKS: usize = ((32 << 20) / BLOCK_BYTES) as usize;
 
 /// Packed ranges of one blob, fetched where the store has none.
 pub(super) struct Remote {
     blob: Arc<dyn Blob>,
     /// Sparse, at the blob's own offsets; what it holds is unverified.
     copy: File,
-    flights: Flights<u64>,
-    readahead: Mutex<ReadAhead>,
+    blocks: Mutex<Blocks>,
+    landed: Condvar,
+    ahead: Ahead,
+    /// What could not be written, oldest first.
+    spare: Mutex<VecDeque<(u64, Bytes)>>,
+    has_spare: AtomicBool,
 }
 
-/// How far the last reader got, and how much it is given at once.
-struct ReadAhead {
-    next_segment: u64,
-    segments: u64,
+/// Whether what a reader waited for came in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    InTime,
+    Late,
 }
 
 impl Remote {
     pub fn new(blob: Arc<dyn Blob>, copy: File) -> Self {
-        let readahead = Mutex::new(ReadAhead {
-            next_segment: u64::MAX,
-            segments: 1,
-        });
         Self {
             blob,
             copy,
-            flights: Flights::default(),
-            readahead,
+            blocks: Mutex::default(),
+            landed: Condvar::new(),
+            ahead: Ahead::default(),
+            spare: Mutex::default(),
+            has_spare: AtomicBool::new(false),
         }
+    }
+
+    pub fn layer(&self) -> Digest {
+        self.blob.digest()
     }
 
     /// How long the blob is: every place that is asked for must lie in it.
@@ -57,10 +75,13 @@ impl Remote {
         self.blob.size()
     }
 
-    /// What the store's copy has at this place, verified or not.
+    /// What is here of this place, verified or not.
     pub fn kept(&self, at: PackedOffset, len: usize) -> Option<Vec<u8>> {
         let mut packed = vec![0; len];
         self.copy.read_exact_at(&mut packed, at.0).ok()?;
+        if self.has_spare.load(Ordering::Acquire) {
+            self.overlay(&mut packed, at.0);
+        }
         // A hole reads as zeros, which no chunk's packed bytes begin with; the rest is up to the digest.
         packed
             .iter()
@@ -69,121 +90,330 @@ impl Remote {
             .then_some(packed)
     }
 
-    /// The packed bytes at this place; what the store lacks of them comes from the source, and the store keeps it and
-    /// what lies around it. Unless `trusts_store`, all of them come from the source. While another reader fetches the
-    /// same segments it waits for that reader, and gives `None`: look at [`Remote::kept`] again.
-    pub fn fetched(
-        &self,
-        at: PackedOffset,
-        len: usize,
-        trusts_store: bool,
+    /// Puts what could not be written over `packed`, the bytes from `at` on.
+    fn overlay(&self, packed: &mut [u8], at: u64) {
+        let end = at + packed.len() as u64;
+        for (block, bytes) in self.spare.lock().iter() {
+            let start = block * BLOCK_BYTES;
+            let both = start.max(at)..(start + bytes.len() as u64).min(end);
+            if !both.is_empty() {
+                let from = &bytes[(both.start - start) as usize..(both.end - start) as usize];
+                packed[(both.start - at) as usize..(both.end - at) as usize].copy_from_slice(from);
+            }
+        }
+    }
+
+    /// Whether all of these bytes seem to be here.
+    pub fn has(&self, bytes: &Range<u64>) -> bool {
+        let blocks = blocks_of(bytes);
+        self.look(&blocks);
+        self.blocks.lock().are_present(&blocks)
+    }
+
+    /// How many bytes of the blob are here.
+    pub fn kept_bytes(&self) -> u64 {
+        let (mut kept, size) = (0, self.blob.size());
+        for start in (0..size).step_by(BLOCK_BYTES as usize) {
+            let bytes = start..(start + BLOCK_BYTES).min(size);
+            kept += if self.has(&bytes) {
+                bytes.end - bytes.start
+            } else {
+                0
+            };
+        }
+        kept
+    }
+
+    /// What is here of these bytes is wrong.
+    pub fn forget(&self, bytes: &Range<u64>) {
+        let wrong = blocks_of(bytes);
+        let mut blocks = self.blocks.lock();
+        for block in wrong.clone() {
+            blocks.set(block, false);
+        }
+        drop(blocks);
+        self.spare
+            .lock()
+            .retain(|(block, _)| !wrong.contains(block));
+    }
+
+    /// Sees to it that all of these bytes are here, or are no longer awaited.
+    pub fn bring(
+        self: &Arc<Self>,
+        bytes: &Range<u64>,
         deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, BlobError> {
-        let wanted = at.0..at.0 + len as u64;
-        let mut packed = vec![0; len];
-        let missing = match trusts_store {
-            true => self.filled(&mut packed, &wanted),
-            false => wanted.clone(),
+        fetcher: &Fetcher,
+    ) -> Result<Came, BlobError> {
+        let wanted = blocks_of(bytes);
+        self.look(&wanted);
+        let mut own: Option<Arc<Outcome>> = None;
+        loop {
+            let mut blocks = self.blocks.lock();
+            if blocks.are_present(&wanted) {
+                return Ok(Came::InTime);
+            }
+            for flight in wanted.clone().filter_map(|block| blocks.flight(block)) {
+                if !flight.is_urgent() {
+                    fetcher.shared().hurry(flight);
+                }
+            }
+            if let Some(outcome) = &own {
+                match outcome.take() {
+                    Some(Err(err)) => return Err(err),
+                    Some(Ok(())) => own = None,
+                    None => {}
+                }
+            }
+            if own.is_none() && blocks.lacks(&wanted) {
+                let around = self.around(&blocks, &wanted, fetcher.shared().pace.worth_blocks());
+                drop(blocks);
+                let patience = Patience::Until(deadline);
+                own = Some(fetcher.bring(self, around, Why::Read, patience));
+                continue;
+            }
+            if Instant::now() >= deadline {
+                return Ok(Came::Late);
+            }
+            self.landed.wait_until(&mut blocks, deadline);
+        }
+    }
+
+    /// `wanted` and what is lacking around it, out to places that are multiples of `worth`: what comes in the time that
+    /// asking for it later would cost.
+    fn around(&self, blocks: &Blocks, wanted: &Range<u64>, worth: u64) -> Range<u64> {
+        let end = self.blob.size().div_ceil(BLOCK_BYTES);
+        let is_lacking = |block: &u64| {
+            blocks.is_present(*block) != Some(true) && blocks.flight(*block).is_none()
         };
-        let first = missing.start / SEGMENT_BYTES;
-        let Some(_leader) = self.flights.lead_or_wait(first, deadline) else {
-            return Ok(None);
+        let before = (wanted.start - wanted.start % worth..wanted.start).rev();
+        let after = wanted.end..wanted.end.next_multiple_of(worth).min(end);
+        let first = before.take_while(is_lacking).last();
+        let last = after.take_while(is_lacking).last();
+        first.unwrap_or(wanted.start)..last.map_or(wanted.end, |last| last + 1)
+    }
+
+    /// Somebody reads these bytes: has what comes next brought, if that can be told.
+    pub fn read_ahead(self: &Arc<Self>, bytes: &Range<u64>, fetcher: &Fetcher) {
+        if let Some(ahead) = self.ahead.read(bytes) {
+            let until = ahead.end.min(self.blob.size());
+            self.fetch_ahead(ahead.start..until, Why::ReadAhead, fetcher);
+        }
+    }
+
+    /// Has bytes brought that nobody waits for yet, in long ranges.
+    pub fn fetch_ahead(self: &Arc<Self>, bytes: Range<u64>, why: Why, fetcher: &Fetcher) {
+        drop(self.pieces(bytes, why, fetcher));
+    }
+
+    /// The same; gives the ends of what was begun.
+    pub fn pieces(
+        self: &Arc<Self>,
+        bytes: Range<u64>,
+        why: Why,
+        fetcher: &Fetcher,
+    ) -> Vec<Arc<Outcome>> {
+        let blocks = blocks_of(&bytes);
+        self.look(&blocks);
+        let patience = Patience::While(fetcher.shared().limits.timeout);
+        let starts = blocks.clone().step_by(LONG_BLOCKS as usize);
+        starts
+            .map(|start| start..(start + LONG_BLOCKS).min(blocks.end))
+            .filter(|piece| self.blocks.lock().lacks(piece))
+            .map(|piece| fetcher.bring(self, piece, why, patience))
+            .collect()
+    }
+
+    /// Waits until none of these bytes is on its way, whose flights have deadlines of their own.
+    pub fn await_flights(&self, bytes: &Range<u64>) {
+        let awaited = blocks_of(bytes);
+        let is_flying =
+            |blocks: &mut Blocks| awaited.clone().any(|block| blocks.flight(block).is_some());
+        let mut blocks = self.blocks.lock();
+        self.landed.wait_while(&mut blocks, is_flying);
+    }
+
+    /// Does a job: asks for what is lacking of it when its turn has come.
+    pub fn fly(&self, job: &Job, shared: &Shared) -> Result<(), BlobError> {
+        self.look(&job.blocks);
+        let gap = shared.pace.worth_blocks() - 1;
+        let mut left = job.blocks.clone();
+        loop {
+            let flight = Arc::new(Flight::default());
+            let mut blocks = self.blocks.lock();
+            let Some(planned) = blocks.planned(&left, gap) else {
+                return Ok(());
+            };
+            blocks.take_off(&planned, &flight);
+            drop(blocks);
+            let flown = Flown {
+                remote: self,
+                blocks: planned.clone(),
+                flight,
+            };
+            if job.why == Why::Read {
+                flown.flight.hurry();
+            }
+            self.pour(&flown, job, shared)?;
+            left.start = planned.end;
+        }
+    }
+
+    fn pour(&self, flown: &Flown<'_>, job: &Job, shared: &Shared) -> Result<(), BlobError> {
+        let from = flown.blocks.start * BLOCK_BYTES;
+        let until = (flown.blocks.end * BLOCK_BYTES).min(self.blob.size());
+        let mut begun = Begun::now();
+        let (mut at, mut buffer) = (from, Vec::with_capacity(2 * WRITTEN_BYTES));
+        let poured = self.blob.pour(from..until, job.patience, &mut |bytes| {
+            begun.came(bytes.len() as u64);
+            buffer.extend_from_slice(&bytes);
+            if buffer.len() >= WRITTEN_BYTES {
+                let whole = buffer.len() - buffer.len() % BLOCK_BYTES as usize;
+                self.land(at, &buffer[..whole]);
+                at += whole as u64;
+                buffer.drain(..whole);
+                shared.make_way(job.why, &flown.flight);
+            }
+        });
+        let whole = match poured {
+            Ok(()) => buffer.len(),
+            Err(_) => buffer.len() - buffer.len() % BLOCK_BYTES as usize,
         };
-        let needed = missing.end.div_ceil(SEGMENT_BYTES);
-        let planned = self.planned_end(first, needed);
-        // What others fetch already, or the store has, ends the range, but not before this reader has what it needs.
-        let leaders: Vec<_> = (first + 1..planned)
-            .take_while(|&segment| segment < needed || !self.has(&segment_at(segment)))
-            .map_while(|segment| self.flights.try_lead(segment))
+        self.land(at, &buffer[..whole]);
+        if let Some(first_byte) = begun.first_byte
+            && poured.is_ok()
+        {
+            shared
+                .pace
+                .measured(first_byte, begun.elapsed(), begun.bytes);
+        }
+        let layer = self.blob.digest();
+        shared
+            .activity
+            .ended(&begun, layer, from, job.why, poured.is_err());
+        poured
+    }
+
+    /// Keeps whole blocks that came, and tells those who wait for them.
+    fn land(&self, at: u64, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let first = at / BLOCK_BYTES;
+        if let Err(err) = self.copy.write_all_at(bytes, at) {
+            tracing::debug!(layer = %self.blob.digest(), error = %err, "not kept");
+            self.keep_spare(first, bytes);
+        }
+        let mut blocks = self.blocks.lock();
+        for block in first..(at + bytes.len() as u64).div_ceil(BLOCK_BYTES) {
+            blocks.land(block);
+        }
+        drop(blocks);
+        self.landed.notify_all();
+    }
+
+    fn keep_spare(&self, first: u64, bytes: &[u8]) {
+        let mut spare = self.spare.lock();
+        let pieces = bytes.chunks(BLOCK_BYTES as usize);
+        for (block, piece) in (first..).zip(pieces) {
+            spare.retain(|(other, _)| *other != block);
+            spare.push_back((block, Bytes::copy_from_slice(piece)));
+        }
+        self.has_spare.store(true, Ordering::Release);
+        let excess = spare.len().saturating_sub(SPARE_BLOCKS);
+        let gone: Vec<u64> = spare.drain(..excess).map(|(block, _)| block).collect();
+        drop(spare);
+        let mut blocks = self.blocks.lock();
+        for block in gone {
+            blocks.set(block, false);
+        }
+    }
+
+    /// Wakes those who wait, because a job is over.
+    pub fn wake(&self) {
+        // So that nobody is between looking and waiting.
+        drop(self.blocks.lock());
+        self.landed.notify_all();
+    }
+
+    /// Finds out which of these blocks the store has; each is looked at once.
+    fn look(&self, blocks: &Range<u64>) {
+        let unknown = self.blocks.lock().unknown(blocks);
+        if unknown.is_empty() {
+            return;
+        }
+        let looked: Vec<_> = unknown
+            .into_iter()
+            .map(|block| (block, self.has_sample(block)))
             .collect();
-        let end = needed.max(first + 1 + leaders.len() as u64);
-        self.readahead.lock().next_segment = end;
-        let from = first * SEGMENT_BYTES;
-        let until = (end * SEGMENT_BYTES).min(self.blob.size());
-        let range = self
-            .blob
-            .read(PackedOffset(from), (until - from) as usize, deadline)?;
-        if let Err(err) = self.copy.write_all_at(&range, from) {
-            tracing::debug!(layer = %self.blob.digest(), error = %err, "range not kept");
-        }
-        let to = (missing.start - wanted.start) as usize..(missing.end - wanted.start) as usize;
-        let skip = (missing.start - from) as usize;
-        // A blob that ends earlier than it should leaves zeros, which no digest matches.
-        for (to, &byte) in packed[to].iter_mut().zip(range.get(skip..).unwrap_or(&[])) {
-            *to = byte;
-        }
-        Ok(Some(packed))
-    }
-
-    /// Fills `packed`, the bytes at `wanted`, as far as the store has whole segments of them at the beginning and the
-    /// end, and gives the rest; everything, if the store seems to lack nothing.
-    fn filled(&self, packed: &mut [u8], wanted: &Range<u64>) -> Range<u64> {
-        let part = |segment: u64| {
-            let segment = segment_at(segment);
-            segment.start.max(wanted.start)..segment.end.min(wanted.end)
-        };
-        let mut segments = wanted.start / SEGMENT_BYTES..wanted.end.div_ceil(SEGMENT_BYTES).max(1);
-        while segments.start < segments.end && self.has(&part(segments.start)) {
-            segments.start += 1;
-        }
-        while segments.start < segments.end && self.has(&part(segments.end - 1)) {
-            segments.end -= 1;
-        }
-        if segments.is_empty() {
-            return wanted.clone();
-        }
-        let missing = part(segments.start).start..part(segments.end - 1).end;
-        let (before, from_missing) = packed.split_at_mut((missing.start - wanted.start) as usize);
-        let after = &mut from_missing[(missing.end - missing.start) as usize..];
-        let read = self
-            .copy
-            .read_exact_at(before, wanted.start)
-            .and_then(|()| self.copy.read_exact_at(after, missing.end));
-        match read {
-            Ok(()) => missing,
-            Err(_) => wanted.clone(),
+        let mut blocks = self.blocks.lock();
+        for (block, is_present) in looked {
+            if blocks.is_present(block).is_none() {
+                blocks.set(block, is_present);
+            }
         }
     }
 
-    /// Whether the store has something at `place`, which lies in one segment. Segments are written whole.
-    fn has(&self, place: &Range<u64>) -> bool {
+    /// Whether the store's copy has something there. Blocks are written whole.
+    fn has_sample(&self, block: u64) -> bool {
         let mut sample = [0; SAMPLE_BYTES];
-        let len = (place.end - place.start).min(SAMPLE_BYTES as u64) as usize;
-        let read = self.copy.read_exact_at(&mut sample[..len], place.start);
+        let start = block * BLOCK_BYTES;
+        let len = self
+            .blob
+            .size()
+            .saturating_sub(start)
+            .min(SAMPLE_BYTES as u64) as usize;
+        let read = self.copy.read_exact_at(&mut sample[..len], start);
         read.is_ok() && sample.iter().any(|&byte| byte != 0)
     }
 
-    /// Where the range that begins at segment `first` and must reach `needed` should end: a reader that goes on
-    /// where the last range ended gets twice as much each time.
-    fn planned_end(&self, first: u64, needed: u64) -> u64 {
-        let mut readahead = self.readahead.lock();
-        readahead.segments = if readahead.next_segment == first {
-            (readahead.segments * 2).min(SEGMENTS_AT_ONCE_LIMIT)
-        } else {
-            1
-        };
-        needed.max(first + readahead.segments)
+    /// The digest of all that is here.
+    pub fn kept_digest(&self, is_unwanted: &dyn Fn() -> bool) -> Option<Digest> {
+        let mut hasher = Hasher::default();
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < self.blob.size() {
+            if is_unwanted() {
+                return None;
+            }
+            let len = (self.blob.size() - at).min(buffer.len() as u64) as usize;
+            self.copy.read_exact_at(&mut buffer[..len], at).ok()?;
+            if self.has_spare.load(Ordering::Acquire) {
+                self.overlay(&mut buffer[..len], at);
+            }
+            hasher.update(&buffer[..len]);
+            at += len as u64;
+        }
+        Some(hasher.finish())
     }
 }
 
-fn segment_at(segment: u64) -> Range<u64> {
-    segment * SEGMENT_BYTES..(segment + 1) * SEGMENT_BYTES
+/// A request on its way. Dropping it leaves what it has not brought to others, however it ended.
+struct Flown<'a> {
+    remote: &'a Remote,
+    blocks: Range<u64>,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Flown<'_> {
+    fn drop(&mut self) {
+        self.remote.blocks.lock().end(&self.blocks, &self.flight);
+        self.remote.landed.notify_all();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use bytes::Bytes;
-    use parking_lot::Mutex;
-
     use super::*;
-    use crate::digest::Digest;
+    use crate::fetch::Limits;
 
     /// A blob that remembers what was asked of it.
     struct Asked {
         content: Bytes,
         ranges: Mutex<Vec<Range<u64>>>,
+        /// Requests that are to fail before others do not.
+        failures: Mutex<u32>,
     }
 
     impl Blob for Asked {
@@ -197,8 +427,29 @@ mod tests {
 
         fn read(&self, at: PackedOffset, len: usize, _: Instant) -> Result<Bytes, BlobError> {
             let range = at.0 as usize..at.0 as usize + len;
-            self.ranges.lock().push(at.0..at.0 + len as u64);
             Ok(self.content.slice(range))
+        }
+
+        fn pour(
+            &self,
+            range: Range<u64>,
+            _: Patience,
+            each: &mut (dyn FnMut(Bytes) + Send),
+        ) -> Result<(), BlobError> {
+            {
+                let mut failures = self.failures.lock();
+                if *failures > 0 {
+                    *failures -= 1;
+                    let object = "blob".into();
+                    return Err(BlobError::Offline { object });
+                }
+            }
+            self.ranges.lock().push(range.clone());
+            for start in range.clone().step_by(30_000) {
+                let end = (start + 30_000).min(range.end);
+                each(self.content.slice(start as usize..end as usize));
+            }
+            Ok(())
         }
 
         fn stream(&self) -> Result<Box<dyn std::io::Read + Send>, BlobError> {
@@ -213,79 +464,129 @@ mod tests {
     const CHUNK: usize = 100_000;
 
     fn blob() -> Arc<Asked> {
-        let content: Vec<u8> = (0..40 * SEGMENT_BYTES + 12_345)
+        let content: Vec<u8> = (0..(40 << 20) + 12_345u64)
             .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
             .collect();
         Arc::new(Asked {
             content: content.into(),
             ranges: Mutex::default(),
+            failures: Mutex::default(),
         })
     }
 
+    fn copied(blob: &Arc<Asked>) -> (Arc<Remote>, Fetcher) {
+        let copy = tempfile::tempfile().unwrap();
+        copy.set_len(blob.size()).unwrap();
+        let remote = Remote::new(blob.clone(), copy);
+        (Arc::new(remote), Fetcher::new(Limits::default()))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
     /// As a caller does: what the store has if it is right, else what is fetched.
-    fn chunk(remote: &Remote, blob: &Asked, at: usize) {
+    fn chunk(remote: &Arc<Remote>, fetcher: &Fetcher, blob: &Asked, at: usize) {
         let expected = &blob.content[at..(at + CHUNK).min(blob.content.len())];
-        let place = PackedOffset(at as u64);
-        if remote.kept(place, expected.len()).as_deref() == Some(expected) {
-            return;
-        }
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let packed = remote.fetched(place, expected.len(), true, deadline);
-        assert!(packed.unwrap().as_deref() == Some(expected), "at {at}");
+        let bytes = at as u64..(at + expected.len()) as u64;
+        remote.read_ahead(&bytes, fetcher);
+        let came = remote.bring(&bytes, soon(), fetcher).unwrap();
+        assert_eq!(came, Came::InTime);
+        let kept = remote.kept(PackedOffset(at as u64), expected.len());
+        assert!(kept.as_deref() == Some(expected), "at {at}");
+    }
+
+    fn fetched(blob: &Asked) -> u64 {
+        let ranges = blob.ranges.lock();
+        ranges.iter().map(|range| range.end - range.start).sum()
     }
 
     #[test]
-    fn a_sequential_reader_fetches_no_byte_twice_and_more_and_more_at_once() {
+    fn a_sequential_reader_fetches_no_byte_twice_and_in_long_ranges() {
         let blob = blob();
-        let remote = Remote::new(blob.clone(), tempfile::tempfile().unwrap());
+        let (remote, fetcher) = copied(&blob);
         for at in (0..blob.content.len()).step_by(CHUNK) {
-            chunk(&remote, &blob, at);
+            chunk(&remote, &fetcher, &blob, at);
         }
+        remote.await_flights(&(0..blob.size()));
+        assert_eq!(fetched(&blob), blob.size());
         let ranges = blob.ranges.lock();
-        let fetched: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        assert_eq!(fetched, blob.size(), "{ranges:?}");
-        assert!(ranges.len() < 8, "{ranges:?}");
+        assert!(ranges.len() < 80, "{}: {ranges:?}", ranges.len());
     }
 
     #[test]
     fn what_the_store_has_is_not_fetched_again_whatever_the_order() {
         let blob = blob();
-        let remote = Remote::new(blob.clone(), tempfile::tempfile().unwrap());
+        let (remote, fetcher) = copied(&blob);
         let chunks = blob.content.len() / CHUNK;
         for number in 0..chunks {
-            chunk(&remote, &blob, number * 37 % chunks * CHUNK);
+            chunk(&remote, &fetcher, &blob, number * 37 % chunks * CHUNK);
         }
-        let ranges = blob.ranges.lock();
-        let fetched: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        assert!(fetched <= blob.size(), "{ranges:?}");
+        remote.await_flights(&(0..blob.size()));
+        assert!(fetched(&blob) <= blob.size());
+        let copy = remote.copy.try_clone().unwrap();
+        let before = blob.ranges.lock().len();
+        let again = Arc::new(Remote::new(blob.clone(), copy));
+        chunk(&again, &fetcher, &blob, 7 * CHUNK);
+        assert_eq!(blob.ranges.lock().len(), before);
     }
 
     #[test]
-    fn a_wrong_segment_in_the_store_is_fetched_again_with_what_belongs_to_it() {
+    fn many_who_wait_for_the_same_make_one_request() {
         let blob = blob();
-        let remote = Remote::new(blob.clone(), tempfile::tempfile().unwrap());
-        remote.copy.write_all_at(&[7; 3 << 20], 0).unwrap();
-        chunk(&remote, &blob, (1 << 20) - 1000);
-        assert!(matches!(
-            blob.ranges.lock()[..],
-            [Range {
-                start: 0,
-                end: 0x20_0000
-            }]
-        ));
-        // The first half is wrong, the second missing: what comes is wrong, until the store is not trusted.
-        remote.copy.write_all_at(&[7; 5 << 20], 4 << 20).unwrap();
-        let (place, deadline) = (
-            PackedOffset((9 << 20) - 1000),
-            Instant::now() + Duration::from_secs(60),
-        );
-        let expected = &blob.content[place.0 as usize..][..CHUNK];
-        let half = remote
-            .fetched(place, CHUNK, true, deadline)
-            .unwrap()
-            .unwrap();
-        assert!(half[..1000] == [7; 1000] && half[1000..] == expected[1000..]);
-        let whole = remote.fetched(place, CHUNK, false, deadline).unwrap();
-        assert!(whole.as_deref() == Some(expected));
+        let (remote, fetcher) = copied(&blob);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| chunk(&remote, &fetcher, &blob, 3 << 20));
+            }
+        });
+        assert_eq!(blob.ranges.lock().len(), 1);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_fetched_again() {
+        let blob = blob();
+        let (remote, fetcher) = copied(&blob);
+        remote.copy.write_all_at(&[7; 2 << 20], 0).unwrap();
+        assert!(remote.has(&(0..CHUNK as u64)));
+        assert_eq!(blob.ranges.lock().len(), 0);
+        remote.forget(&(0..CHUNK as u64));
+        chunk(&remote, &fetcher, &blob, 0);
+        assert_eq!(blob.ranges.lock().len(), 1);
+    }
+
+    #[test]
+    fn a_failure_reaches_the_one_who_waits_and_the_next_one_tries_again() {
+        let blob = blob();
+        let (remote, fetcher) = copied(&blob);
+        *blob.failures.lock() = 1;
+        let failed = remote.bring(&(0..10), soon(), &fetcher);
+        assert!(failed.is_err(), "{failed:?}");
+        chunk(&remote, &fetcher, &blob, 0);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_shown_from_memory() {
+        let blob = blob();
+        let scratch = tempfile::NamedTempFile::new().unwrap();
+        scratch.as_file().set_len(blob.size()).unwrap();
+        let copy = File::open(scratch.path()).unwrap();
+        let remote = Arc::new(Remote::new(blob.clone(), copy));
+        let fetcher = Fetcher::new(Limits::default());
+        for at in (0..blob.content.len()).step_by(CHUNK) {
+            chunk(&remote, &fetcher, &blob, at);
+        }
+        assert!(remote.spare.lock().len() <= SPARE_BLOCKS);
+    }
+
+    #[test]
+    fn one_who_waits_gives_up_at_the_deadline() {
+        let blob = blob();
+        let (remote, fetcher) = copied(&blob);
+        let flight = Arc::default();
+        remote.blocks.lock().take_off(&(0..2), &flight);
+        let late = remote.bring(&(0..10), Instant::now(), &fetcher).unwrap();
+        assert_eq!(late, Came::Late);
+        assert!(flight.is_urgent());
     }
 }

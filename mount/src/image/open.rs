@@ -15,7 +15,7 @@ use super::Image;
 use super::layers::{Layer, Readiness};
 use crate::blob::{Blob, BlobError, OfflineBlob};
 use crate::digest::Digest;
-use crate::fetch::{Chunks, LayerChunks};
+use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits};
 use crate::layer::native::ConvertError;
 use crate::layer::soci;
 use crate::layer::squashfs::SquashfsError;
@@ -52,6 +52,8 @@ pub struct Options {
 pub struct Opened {
     /// The file system.
     pub image: Arc<Image>,
+    /// Its chunks, and how they are fetched.
+    pub chunks: Arc<Chunks>,
     /// What the manifest and the config say.
     pub description: Description,
     /// Keeps the image in the store while it is open.
@@ -211,9 +213,15 @@ pub fn open(
     };
     let lease = store.lease(&record);
     store.evict(store.budget(), false);
-    let image = Image::new(tree, tables, Arc::new(Chunks::new(layers)));
+    let limits = Limits {
+        connections: options.registry.connections,
+        timeout: options.registry.timeout,
+    };
+    let chunks = Arc::new(Chunks::new(layers, limits));
+    let source = Arc::clone(&chunks) as Arc<dyn ChunkSource>;
     Ok(Opened {
-        image: Arc::new(image),
+        image: Arc::new(Image::new(tree, tables, source)),
+        chunks,
         description,
         lease,
     })

@@ -152,6 +152,7 @@ pub(super) struct Tries {
     began: Instant,
     deadline: Instant,
     failed: u32,
+    limit: u32,
     backoff: Duration,
 }
 
@@ -161,7 +162,16 @@ impl Tries {
             began: Instant::now(),
             deadline,
             failed: 0,
+            limit: TRIES,
             backoff: settings.backoff,
+        }
+    }
+
+    /// As many as there is time for: somebody waits who would get an error otherwise.
+    pub(super) fn all_until(deadline: Instant, settings: &Settings) -> Self {
+        Self {
+            limit: u32::MAX,
+            ..Self::until(deadline, settings)
         }
     }
 
@@ -187,7 +197,7 @@ impl Tries {
     /// Waits for as long as is good after `failure`; gives it back when there is no sense in another try.
     pub(super) async fn pause(&mut self, failure: Failure) -> Result<(), Failure> {
         self.failed += 1;
-        if !failure.is_passing() || self.failed >= TRIES {
+        if !failure.is_passing() || self.failed >= self.limit {
             return Err(failure);
         }
         let asked = match failure.kind {

@@ -18,6 +18,7 @@ mod settings;
 mod stream;
 
 use std::io::Read;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -29,7 +30,7 @@ use self::client::{Access, Client, Question};
 use self::network::Network;
 use self::remote::Remote;
 use self::stream::Stream;
-use crate::blob::{Blob, BlobError};
+use crate::blob::{Blob, BlobError, Patience};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::reference::{DEFAULT_TAG, RegistryReference};
@@ -229,6 +230,24 @@ impl Blob for RemoteBlob {
         }
         let network = self.registry.network(&object)?;
         network.wait_for(self.remote.bytes(at.0..end, deadline))
+    }
+
+    fn pour(
+        &self,
+        range: Range<u64>,
+        patience: Patience,
+        each: &mut (dyn FnMut(Bytes) + Send),
+    ) -> Result<(), BlobError> {
+        let object = self.remote.object();
+        if range.start > range.end || range.end > self.size() {
+            let problem = format!("{range:?} is not within its {}", self.size());
+            return Err(BlobError::Wrong { object, problem });
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let network = self.registry.network(&object)?;
+        network.wait_for(self.remote.poured(range, patience, each))
     }
 
     fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {

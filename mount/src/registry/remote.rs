@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::CONTENT_RANGE;
@@ -13,7 +13,7 @@ use tokio::time::timeout_at;
 use super::answer::Answer;
 use super::client::{Client, Question, Request};
 use super::failure::{Failure, Kind, Tries};
-use crate::blob::BlobError;
+use crate::blob::{BlobError, Patience};
 use crate::digest::Digest;
 
 /// A blob of this size is cut to a range here when the registry does not do it.
@@ -42,15 +42,6 @@ enum Location {
     Elsewhere { url: Url, is_same_origin: bool },
 }
 
-/// How long to wait for bytes.
-#[derive(Clone, Copy)]
-pub(super) enum Patience {
-    /// For all of them.
-    Until(Instant),
-    /// For the first, and from one to the next, as long as there is progress.
-    While(Duration),
-}
-
 /// Takes the bytes of a range, in order.
 pub(super) trait Sink: Send {
     /// The rest of the blob follows, because the registry does not do ranges. False refuses that.
@@ -61,6 +52,11 @@ pub(super) trait Sink: Send {
     /// The registry does ranges.
     fn ranged(&mut self) {}
 
+    /// Whether it is worth trying until the deadline, because a program would get an error otherwise.
+    fn is_persistent(&self) -> bool {
+        false
+    }
+
     /// Takes `bytes`, perhaps after waiting for room; false if nobody wants more.
     fn take(&mut self, bytes: Bytes) -> impl Future<Output = bool> + Send;
 }
@@ -68,6 +64,20 @@ pub(super) trait Sink: Send {
 impl Sink for BytesMut {
     async fn take(&mut self, bytes: Bytes) -> bool {
         self.extend_from_slice(&bytes);
+        true
+    }
+}
+
+/// Hands what comes to a function of the one who asked.
+struct Poured<'a>(&'a mut (dyn FnMut(Bytes) + Send));
+
+impl Sink for Poured<'_> {
+    fn is_persistent(&self) -> bool {
+        true
+    }
+
+    async fn take(&mut self, bytes: Bytes) -> bool {
+        (self.0)(bytes);
         true
     }
 }
@@ -116,6 +126,16 @@ impl Remote {
         Ok(bytes.freeze())
     }
 
+    /// The bytes of `range`, handed to `each` in order as they come.
+    pub(super) async fn poured(
+        &self,
+        range: Range<u64>,
+        patience: Patience,
+        each: &mut (dyn FnMut(Bytes) + Send),
+    ) -> Result<(), BlobError> {
+        self.transfer(range, patience, &mut Poured(each)).await
+    }
+
     /// Brings `range`, which is not empty and within the blob, to `sink`; goes on from the byte reached after a failure.
     pub(super) async fn transfer(
         &self,
@@ -132,7 +152,10 @@ impl Remote {
             reached: range.start,
             end: range.end,
             is_unbounded: false,
-            tries: Tries::until(deadline, &self.client.settings),
+            tries: match (patience, sink.is_persistent()) {
+                (Patience::Until(_), true) => Tries::all_until(deadline, &self.client.settings),
+                _ => Tries::until(deadline, &self.client.settings),
+            },
             patience,
             gained: 0,
             stale: None,

@@ -10,8 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 use super::network::Network;
-use super::remote::{Patience, Remote, Sink};
-use crate::blob::BlobError;
+use super::remote::{Remote, Sink};
+use crate::blob::{BlobError, Patience};
 
 /// Bytes of one range.
 const PART_BYTES: u64 = 4 << 20;

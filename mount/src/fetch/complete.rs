@@ -1,0 +1,201 @@
+//! What is not asked for by a reader: chunks that will be read, and all that is missing of an image.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::ReadError;
+use super::activity::Why;
+use super::chunks::{Chunks, Packed};
+use super::remote::Remote;
+use crate::blob::BlobError;
+use crate::digest::Digest;
+use crate::layer::table::ChunkIndex;
+
+/// Chunks of a profile are sorted by their places in pieces of this many packed bytes: those that are needed first come first,
+/// and few ranges bring them.
+const BATCH_BYTES: u64 = 32 << 20;
+
+/// Ranges that complete an image are begun so far ahead.
+const PIECES_AHEAD: usize = 16;
+
+/// A layer of which something is not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    /// The layer's blob.
+    pub layer: Digest,
+    /// How many of its packed bytes are missing.
+    pub bytes: u64,
+    /// How many it has.
+    pub of: u64,
+}
+
+/// How the completion of one layer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// All of it is here, and matches the layer's digest.
+    Whole,
+    /// Nobody wants it any more.
+    GivenUp,
+}
+
+impl Chunks {
+    /// Has chunks brought that will be read in this order; returns at once. Unknown ones are passed over.
+    pub fn prefetch(&self, wanted: &[(u16, ChunkIndex)]) {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for &(layer, index) in wanted {
+            let Some(place) = self.place(layer, index) else {
+                continue;
+            };
+            bytes += place.end - place.start;
+            batch.push((layer, place));
+            if bytes >= BATCH_BYTES {
+                self.prefetch_batch(std::mem::take(&mut batch));
+                bytes = 0;
+            }
+        }
+        self.prefetch_batch(batch);
+    }
+
+    fn place(&self, layer: u16, index: ChunkIndex) -> Option<Range<u64>> {
+        let chunk = self
+            .layers
+            .get(usize::from(layer))?
+            .table()
+            .chunk(index)
+            .ok()?;
+        let end = chunk.packed_at.0.checked_add(chunk.packed_len.into())?;
+        Some(chunk.packed_at.0..end)
+    }
+
+    fn prefetch_batch(&self, mut batch: Vec<(u16, Range<u64>)>) {
+        let gap = self.fetcher.shared().pace.worth_bytes();
+        batch.sort_by_key(|(layer, place)| (*layer, place.start));
+        let mut ranges: Vec<(u16, Range<u64>)> = Vec::new();
+        for (layer, place) in batch {
+            match ranges.last_mut() {
+                Some((last, range))
+                    if *last == layer && place.start <= range.end.saturating_add(gap) =>
+                {
+                    range.end = range.end.max(place.end);
+                }
+                _ => ranges.push((layer, place)),
+            }
+        }
+        for (layer, range) in ranges {
+            match &self.layers[usize::from(layer)].packed {
+                Packed::Remote(remote) => {
+                    let until = range.end.min(remote.blob_size());
+                    remote.fetch_ahead(range.start..until, Why::Profile, &self.fetcher);
+                }
+                Packed::Native(native) => native.announce(&range),
+                Packed::Local(_) => {}
+            }
+        }
+    }
+
+    /// The layers of which something is missing, each once.
+    pub fn lacking(&self) -> Vec<Lacking> {
+        let lacking = self.remotes().into_iter().map(|remote| Lacking {
+            layer: remote.layer(),
+            bytes: remote.blob_size() - remote.kept_bytes(),
+            of: remote.blob_size(),
+        });
+        lacking.filter(|lacking| lacking.bytes > 0).collect()
+    }
+
+    /// The layers that are not streamed, but kept as they are fetched.
+    pub fn seekable(&self) -> Vec<Digest> {
+        self.remotes().iter().map(|remote| remote.layer()).collect()
+    }
+
+    fn remotes(&self) -> Vec<&Arc<Remote>> {
+        let mut remotes: Vec<&Arc<Remote>> = Vec::new();
+        for layer in &self.layers {
+            if let Packed::Remote(remote) = &layer.packed
+                && remotes.iter().all(|other| other.layer() != remote.layer())
+            {
+                remotes.push(remote);
+            }
+        }
+        remotes
+    }
+
+    /// Fetches what is missing of a layer, yielding to readers, and compares all of it with its digest; if that does not
+    /// match, all of it is fetched once more. `came` is told how many more bytes are here. Blocks until then.
+    pub fn complete(
+        &self,
+        layer: Digest,
+        came: &dyn Fn(u64),
+        is_unwanted: &dyn Fn() -> bool,
+    ) -> Result<Completion, ReadError> {
+        let remotes = self.remotes();
+        let Some(remote) = remotes.into_iter().find(|remote| remote.layer() == layer) else {
+            return Ok(Completion::Whole);
+        };
+        let failed = |source| ReadError::Source { layer, source };
+        for is_last in [false, true] {
+            if self.fill(remote, came, is_unwanted).map_err(failed)? == Completion::GivenUp {
+                return Ok(Completion::GivenUp);
+            }
+            match remote.kept_digest(is_unwanted) {
+                Some(digest) if digest == layer => return Ok(Completion::Whole),
+                None if is_unwanted() => return Ok(Completion::GivenUp),
+                _ if is_last => break,
+                _ => remote.forget(&(0..remote.blob_size())),
+            }
+        }
+        Err(failed(BlobError::Wrong {
+            object: format!("layer {layer}"),
+            problem: "what was fetched does not match the layer's digest, also the second time"
+                .into(),
+        }))
+    }
+
+    fn fill(
+        &self,
+        remote: &Arc<Remote>,
+        came: &dyn Fn(u64),
+        is_unwanted: &dyn Fn() -> bool,
+    ) -> Result<Completion, BlobError> {
+        let mut flying = VecDeque::new();
+        let mut at = 0;
+        while at < remote.blob_size() || !flying.is_empty() {
+            if is_unwanted() {
+                return Ok(Completion::GivenUp);
+            }
+            if at < remote.blob_size() && flying.len() < PIECES_AHEAD {
+                let until = (at + (4 << 20)).min(remote.blob_size());
+                let pieces = remote.pieces(at..until, Why::Background, &self.fetcher);
+                if pieces.is_empty() {
+                    came(until - at);
+                } else {
+                    flying.push_back((at..until, pieces));
+                }
+                at = until;
+                continue;
+            }
+            if let Some((bytes, pieces)) = flying.pop_front() {
+                for piece in pieces {
+                    piece.wait()?;
+                }
+                // Somebody else may have begun it, and failed.
+                if !remote.has(&bytes) {
+                    let pieces = remote.pieces(bytes.clone(), Why::Background, &self.fetcher);
+                    if !pieces.is_empty() {
+                        flying.push_back((bytes, pieces));
+                        continue;
+                    }
+                    remote.await_flights(&bytes);
+                    if !remote.has(&bytes) {
+                        flying.push_back((bytes, Vec::new()));
+                        continue;
+                    }
+                }
+                came(bytes.end - bytes.start);
+            }
+        }
+        Ok(Completion::Whole)
+    }
+}
