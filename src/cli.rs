@@ -10,8 +10,8 @@ use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
 use crate::command::{
-    build, cache, compact, demo, exec, hint, index, inspect, instance, mount, ps, pull,
-    registry as registries, run, serve, shell, stop, umount,
+    build, cache, compact, complete, demo, exec, hint, index, inspect, instance, mount, profile,
+    ps, pull, registry as registries, run, serve, shell, stats, stop, umount,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -66,6 +66,9 @@ enum Command {
     Registry(registries::Args),
     Inspect(inspect::Args),
     Index(index::Args),
+    Complete(complete::Args),
+    Stats(stats::Args),
+    Profile(profile::Args),
     Cache(cache::Args),
 }
 
@@ -145,6 +148,9 @@ struct SettingArgs {
     /// Use a SOCI index that somebody attached to the image, though nobody signs it; also $SIFON_SOCI_V1
     #[arg(long = "soci-v1", global = true, hide_short_help = true)]
     soci_v1: bool,
+    /// Neither record what is read nor fetch ahead what was read before; also $SIFON_NO_PROFILE
+    #[arg(long, global = true, hide_short_help = true)]
+    no_profile: bool,
     /// Processor architecture of the image [default: this machine's]
     #[arg(long, global = true, value_name = "ARCH")]
     arch: Option<String>,
@@ -172,6 +178,9 @@ struct SettingArgs {
     /// File with credentials, as `docker login` writes it
     #[arg(long, global = true, hide_short_help = true, value_name = "FILE")]
     authfile: Option<PathBuf>,
+    /// Ask here before the registry itself: [http[s]://]HOST[:PORT][/PREFIX]; may be repeated, also $SIFON_MIRRORS
+    #[arg(long, global = true, hide_short_help = true, value_name = "PLACE")]
+    mirror: Vec<String>,
     /// Speak plain HTTP with the registry, as is done with those on this machine
     #[arg(long, global = true, hide_short_help = true)]
     no_https: bool,
@@ -205,6 +214,10 @@ impl SettingArgs {
             });
         }
         registry.authfile = self.authfile.or(registry.authfile).map(absolute);
+        registry.mirrors = match self.mirror.is_empty() {
+            true => words("SIFON_MIRRORS"),
+            false => self.mirror,
+        };
         registry.plain_http |= self.no_https;
         registry.ca_files.extend(self.ca_file);
         registry.ca_files = registry.ca_files.into_iter().map(absolute).collect();
@@ -225,6 +238,7 @@ impl SettingArgs {
                 offline: self.offline,
                 refresh: self.refresh,
                 soci_v1: self.soci_v1 || is_set("SIFON_SOCI_V1"),
+                no_profile: self.no_profile || is_set("SIFON_NO_PROFILE"),
             },
             verbosity,
         }
@@ -243,6 +257,16 @@ fn absolute(path: PathBuf) -> PathBuf {
         true => path,
         false => std::path::absolute(&path).unwrap_or(path),
     }
+}
+
+/// Words separated by commas.
+fn words(variable: &str) -> Vec<String> {
+    let text = std::env::var(variable).unwrap_or_default();
+    let words = text.split(',').map(str::trim);
+    words
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Numbers of users or groups, separated by commas; what is no number trusts nobody.
@@ -297,6 +321,9 @@ pub fn main() -> ExitCode {
         Command::Registry(args) => registries::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
         Command::Index(args) => index::run(&context, args),
+        Command::Complete(args) => complete::run(&context, args),
+        Command::Stats(args) => stats::run(&context, args),
+        Command::Profile(args) => profile::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),
     };
     done.unwrap_or_else(|err| {

@@ -14,7 +14,7 @@ use sifon::pack::node::{Content, PackKind, Source};
 use sifon::pack::singularity::{Config, Origin};
 use sifon::pack::{Compression, Options, pack};
 use sifon_mount::digest::Digest;
-use sifon_mount::fetch::{self, ChunkSource, Chunks, LayerChunks, ReadError};
+use sifon_mount::fetch::{self, ChunkSource, Chunks, LayerChunks, Limits, ReadError};
 use sifon_mount::image::Image;
 use sifon_mount::layer::native::{Blueprint, Compressors, convert};
 use sifon_mount::layer::table::{ChunkIndex, Table, from_reader};
@@ -78,7 +78,8 @@ fn image(layers: &[Arc<LayerChunks>], is_plain: bool) -> Image {
     tree::merge(&tables, &mut bytes).unwrap();
     let tree = Tree::open(Sealed::in_memory(bytes)).unwrap();
     let tables = layers.iter().map(|layer| Arc::clone(layer.table()));
-    let mut chunks: Arc<dyn ChunkSource> = Arc::new(Chunks::new(layers.to_vec()));
+    let mut chunks: Arc<dyn ChunkSource> =
+        Arc::new(Chunks::new(layers.to_vec(), Limits::default()));
     if is_plain {
         chunks = Arc::new(Plain(chunks));
     }

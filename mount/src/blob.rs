@@ -57,6 +57,9 @@ pub trait Blob: Send + Sync {
     /// stream ends early only with an error.
     fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError>;
 
+    /// What it sent last was wrong: if there is another place that has it, that is asked next.
+    fn doubt(&self) {}
+
     /// Whether a range costs a request over a network, so that few large ones are better.
     fn is_remote(&self) -> bool;
 }

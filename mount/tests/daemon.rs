@@ -81,6 +81,7 @@ fn plays_daemon() {
         },
         view: View::default(),
         watcher: role("plays_watcher"),
+        answers: None,
     };
     match Mount::start(everything(false).image(), target, options, stop) {
         Ok(mount) => {

@@ -8,11 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sifon_mount::blob::Patience;
 use sifon_mount::digest::Digest;
 use sifon_mount::extent::PackedOffset;
 use sifon_mount::reference::Reference;
 use sifon_mount::registry::{Credentials, Platform, Secret, Settings};
 use sifon_mount::source::{Source, SourceError};
+use support::faulty::{Faulty, Reply};
+use support::http::asked;
 use support::real::{PASSWORD, RealRegistry, USERNAME, digest_of};
 
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -453,5 +456,99 @@ fn several_images_in_a_docker_archive_are_told_apart_by_name() {
             .unwrap()
             .contains("app:v1, docker.io/me/tool:v2"),
         "{error}"
+    );
+}
+
+/// Everything that a mirror was asked, at a place where nothing of the image's own registry is.
+fn mirrored(mirror: &str) -> (Settings, &'static str) {
+    let settings = Settings {
+        mirrors: vec![mirror.to_owned()],
+        backoff: Duration::from_millis(10),
+        timeout: Duration::from_secs(5),
+        ..settings()
+    };
+    // Nobody listens on port 1.
+    (settings, "docker://127.0.0.1:1/team/app:v1")
+}
+
+#[test]
+fn a_mirror_stands_for_a_registry_that_is_away() {
+    let Some(registry) = RealRegistry::open() else {
+        return;
+    };
+    let content = noise(9 << 20);
+    registry.push_image("hub/team/app", "v1", b"{}", &[(&content, LAYER)]);
+    let (settings, image) = mirrored(&format!("http://{}/hub", registry.address()));
+    assert!(layer_of(&open(image, &settings)) == content);
+}
+
+#[test]
+fn where_a_mirror_fails_the_registry_goes_on_from_the_byte_reached_and_is_asked_first_from_then_on()
+{
+    let Some(registry) = RealRegistry::open() else {
+        return;
+    };
+    let content = noise(9 << 20);
+    registry.push_image("team/app", "v1", b"{}", &[(&content, LAYER)]);
+    let address = registry.address().to_owned();
+    let mirror = Faulty::start(move |request, _| {
+        let kept: Vec<_> = request
+            .headers
+            .iter()
+            .filter(|(name, _)| ["accept", "range"].contains(&&**name))
+            .map(|(name, value)| (&**name, &**value))
+            .collect();
+        let answer = asked(&address, "GET", request.second(), &kept, b"").unwrap();
+        let mut reply = Reply::status(answer.second().parse().unwrap()).body(answer.body.clone());
+        for (name, value) in &answer.headers {
+            if ["content-type", "content-range", "docker-content-digest"].contains(&&**name) {
+                reply = reply.header(name, value.clone());
+            }
+        }
+        match request.second().contains("/blobs/") && answer.body.len() > 10_000 {
+            true => reply.cut_after(10_000),
+            false => reply,
+        }
+    });
+    let settings = Settings {
+        mirrors: vec![format!("http://{}", mirror.address())],
+        ..settings()
+    };
+    let source = open(
+        &format!("docker://{}/team/app:v1", registry.address()),
+        &settings,
+    );
+    assert!(layer_of(&source) == content);
+    let image = source.image(source.resolve().unwrap()).unwrap();
+    let blob = source.blob(&image.manifest.layers[0]);
+    for _ in 0..2 {
+        let mut poured = Vec::new();
+        let patience = Patience::Until(soon());
+        blob.pour(1_000_000..3_000_000, patience, &mut |bytes| {
+            poured.extend_from_slice(&bytes)
+        })
+        .unwrap();
+        assert!(poured == content[1_000_000..3_000_000]);
+    }
+    let before = mirror.seen().len();
+    assert!(layer_of(&source) == content);
+    assert_eq!(mirror.seen().len(), before, "it is asked last for a while");
+}
+
+#[test]
+fn a_mirror_is_not_told_the_password_of_the_registry() {
+    let seen =
+        Faulty::start(|_, _| Reply::status(401).header("WWW-Authenticate", "Basic realm=\"x\""));
+    let (mut settings, image) = mirrored(&format!("http://{}", seen.address()));
+    settings.credentials = Some(Credentials {
+        username: USERNAME.into(),
+        password: Secret(PASSWORD.into()),
+    });
+    assert!(open(image, &settings).resolve().is_err());
+    assert!(seen.count("/manifests/") > 0);
+    assert!(
+        seen.seen()
+            .iter()
+            .all(|request| request.header("authorization").is_none())
     );
 }

@@ -3,6 +3,7 @@
 pub mod build;
 pub mod cache;
 pub mod compact;
+pub mod complete;
 pub mod demo;
 pub mod exec;
 mod gpu;
@@ -10,6 +11,7 @@ pub mod index;
 pub mod inspect;
 pub mod instance;
 pub mod mount;
+pub mod profile;
 pub mod program;
 pub mod ps;
 pub mod pull;
@@ -17,6 +19,7 @@ pub mod registry;
 pub mod run;
 pub mod serve;
 pub mod shell;
+pub mod stats;
 pub mod stop;
 pub mod umount;
 

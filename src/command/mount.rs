@@ -8,11 +8,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sifon_mount::daemon::{self, Announcer, LaunchError, Mount, MountError, Options, Stop, Target};
 use sifon_mount::fuse::View;
+use sifon_mount::image::history::{History, Plan, Teller};
 use sifon_mount::image::open::{OnProgress, Opened, Progress};
+use sifon_mount::image::prometheus;
 use sifon_mount::reference::Reference;
 use sifon_mount::store::Lease;
 use sifon_mount::sys::mount::FuseOptions;
 
+use super::stats;
+use crate::output::bytes;
 use crate::setting::{Context, Error, Settings, parsed};
 
 /// Show an image as a directory
@@ -35,6 +39,19 @@ pub struct Args {
     /// Let other users look into the image too, with the permissions it gives them
     #[arg(long)]
     allow_other: bool,
+    #[command(flatten)]
+    extras: Extras,
+}
+
+/// What a mount does besides showing files.
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
+struct Extras {
+    /// Fetch the rest of the image while nobody reads, so that later it needs no network
+    #[arg(long)]
+    background: bool,
+    /// Serve numbers for Prometheus on this port of the loopback address
+    #[arg(long, value_name = "PORT")]
+    metrics: Option<u16>,
 }
 
 /// What the process in the background is asked to do.
@@ -45,6 +62,7 @@ struct Request {
     image: OsString,
     directory: PathBuf,
     allow_other: bool,
+    extras: Extras,
 }
 
 /// Verb of the process in the background.
@@ -61,14 +79,12 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     if args.foreground {
         let stop = Stop::on_signals()?;
         let opened = context.open(&reference)?;
-        let (mount, _lease) = mounted(
-            opened,
-            &reference,
-            &args.directory,
-            args.allow_other,
-            context,
-            stop,
-        )?;
+        let how = How {
+            directory: &args.directory,
+            allow_other: args.allow_other,
+            extras: &args.extras,
+        };
+        let (mount, _kept) = mounted(opened, &reference, how, context, stop)?;
         mount.wait()?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -77,6 +93,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         image: args.image.clone(),
         directory: std::path::absolute(&args.directory)?,
         allow_other: args.allow_other,
+        extras: args.extras.clone(),
     };
     let progress = context.output.progress();
     let verb = daemon::Respawn::verb(SERVE_VERB);
@@ -91,7 +108,7 @@ pub fn serve() -> ExitCode {
         return ExitCode::FAILURE;
     };
     match started(request, &announcer, stop) {
-        Ok((mount, _lease)) if announcer.ready().is_ok() => match mount.wait() {
+        Ok((mount, _kept)) if announcer.ready().is_ok() => match mount.wait() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
@@ -103,41 +120,58 @@ pub fn serve() -> ExitCode {
     }
 }
 
-fn started(
-    request: Request,
-    announcer: &Announcer,
-    stop: Stop,
-) -> Result<(Mount, Option<Lease>), Error> {
+fn started(request: Request, announcer: &Announcer, stop: Stop) -> Result<(Mount, Kept), Error> {
     let context = Context::new(request.settings);
     let reference = parsed(&request.image)?;
     let told = announcer.clone();
     let progress: OnProgress = Arc::new(move |step| told.progress(&step));
     let opened = context.open_telling(&reference, &progress)?;
-    mounted(
-        opened,
-        &reference,
-        &request.directory,
-        request.allow_other,
-        &context,
-        stop,
-    )
+    let how = How {
+        directory: &request.directory,
+        allow_other: request.allow_other,
+        extras: &request.extras,
+    };
+    mounted(opened, &reference, how, &context, stop)
 }
 
-/// The mount, and what keeps its image in the store as long as it lives.
+/// What lives as long as a mount: the record of what is read, and what keeps the image in the store.
+type Kept = (History, Option<Lease>);
+
+/// How an image is to be mounted.
+struct How<'a> {
+    directory: &'a Path,
+    allow_other: bool,
+    extras: &'a Extras,
+}
+
+/// The mount, and what lives as long as it.
 fn mounted(
     opened: Opened,
     reference: &Reference,
-    directory: &Path,
-    allow_other: bool,
+    how: How<'_>,
     context: &Context,
     stop: Stop,
-) -> Result<(Mount, Option<Lease>), Error> {
-    let target = Target::look(directory)?;
+) -> Result<(Mount, Kept), Error> {
+    let target = Target::look(how.directory)?;
+    let plan = Plan {
+        uses_profile: !context.settings.open.no_profile,
+        completes: how.extras.background && !context.settings.open.offline,
+    };
+    if context.settings.open.offline {
+        tell_missing(&opened);
+    }
+    let history = History::begin(&opened, &reference.to_string(), context.store(), plan);
+    let answers = answers(history.teller());
+    if let Some(port) = how.extras.metrics {
+        let address = daemon::serve_metrics(port, answers.clone())
+            .map_err(|err| format!("metrics, port {port}: cannot be listened on: {err}"))?;
+        tracing::info!("metrics: http://{address}/metrics");
+    }
     let digest = opened.description.manifest_digest;
     let options = Options {
         fuse: FuseOptions {
             source: daemon::source_of(&reference.to_string(), digest),
-            allow_other: allow_other || rustix::process::getuid().is_root(),
+            allow_other: how.allow_other || rustix::process::getuid().is_root(),
             ..FuseOptions::default()
         },
         view: View {
@@ -145,9 +179,31 @@ fn mounted(
             ..View::default()
         },
         watcher: daemon::Respawn::verb(WATCH_VERB),
+        answers: Some(answers),
     };
     let mount = Mount::start(opened.image, target, options, stop)?;
-    Ok((mount, opened.lease))
+    Ok((mount, (history, opened.lease)))
+}
+
+/// What is answered to `sifon stats` and to Prometheus.
+fn answers(teller: Teller) -> daemon::Answers {
+    daemon::Answers(Arc::new(move |question| match question {
+        stats::QUESTION => serde_json::to_vec(&teller.stats()).ok(),
+        "metrics" => Some(prometheus::text(&teller.stats()).into_bytes()),
+        _ => None,
+    }))
+}
+
+/// Without a network what is missing stays so: the user should know before a program does.
+fn tell_missing(opened: &Opened) {
+    for lacking in opened.chunks.lacking() {
+        let (missing, of) = (bytes(lacking.bytes), bytes(lacking.of));
+        tracing::warn!(
+            "offline, layer {}: {missing} of {of} are not in the store; reading what lies there fails (`sifon complete` \
+             fetches it where there is a network)",
+            lacking.layer
+        );
+    }
 }
 
 /// What the user can do about a failure of these commands.

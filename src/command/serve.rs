@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Weak};
 
+use sifon_mount::image::history::{History, Plan};
 use sifon_mount::image::open::{OnProgress, identify, open};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{Settings as StoreSettings, Store};
@@ -101,6 +102,11 @@ impl StoredImages {
         let told = Arc::clone(opening);
         let progress: OnProgress = Arc::new(move |step| told.step(&step));
         let opened = open(&reference, &settings.open, &store, &progress)?;
+        let plan = Plan {
+            uses_profile: !settings.open.no_profile,
+            completes: false,
+        };
+        let history = History::begin(&opened, &reference.to_string(), &store, plan);
         let config = &opened.description.config;
         let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
         let lines = config.env.iter();
@@ -122,7 +128,7 @@ impl StoredImages {
             timeout: settings.open.registry.timeout,
             digest: opened.description.manifest_digest.to_string(),
             about,
-            kept: Box::new((opened.lease, store)),
+            kept: Box::new((history, opened.lease, store)),
         })
     }
 }

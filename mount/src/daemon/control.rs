@@ -2,12 +2,15 @@
 //!
 //! mountinfo tells what is mounted. The process listens on an abstract socket named after the mount's device
 //! number: the kernel tells who is at its other end, the end of the connection tells that the process is gone,
-//! and nothing of it can be left behind.
+//! and nothing of it can be left behind. Who is connected may ask, in one line; the answer ends with the writing side.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,11 +18,20 @@ use crate::digest::Digest;
 use crate::sys::mount::{self, FILE_SYSTEM};
 use crate::sys::mountinfo::{self, MountEntry};
 
-/// Connections kept open at once: those of `umount` commands that wait.
+/// Connections kept open at once: those of `umount` commands that wait, and of those who ask.
 const CONNECTIONS_LIMIT: usize = 64;
 
 /// How long a living process may take to answer from memory, on a machine that is very busy.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long it may take to look at all files of an image.
+const STATS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of an answer at most.
+const STATS_LIMIT: u64 = 64 << 20;
+
+/// Bytes of a question at most.
+const QUESTION_BYTES_LIMIT: u64 = 256;
 
 /// How long the process of an earlier mount with the same device number, which the kernel gives away
 /// again at once, may take to end.
@@ -113,12 +125,29 @@ fn address((major, minor): (u32, u32)) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("sifon/mount/{major}:{minor}"))
 }
 
-/// Lets others find this process by the mount's device number, as long as it lives.
-pub(super) fn listen(device: (u32, u32)) -> io::Result<()> {
-    listen_within(device, NAME_TIMEOUT)
+/// What a mount's process answers to questions of its own user and of root: a word, without an answer if it is unknown.
+#[derive(Clone)]
+pub struct Answers(pub Arc<Answer>);
+
+/// Answers one question.
+pub type Answer = dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync;
+
+impl std::fmt::Debug for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Answers")
+    }
 }
 
-fn listen_within(device: (u32, u32), timeout: Duration) -> io::Result<()> {
+/// Lets others find this process by the mount's device number, as long as it lives, and ask it.
+pub(super) fn listen(device: (u32, u32), answers: Option<Answers>) -> io::Result<()> {
+    listen_within(device, NAME_TIMEOUT, answers)
+}
+
+fn listen_within(
+    device: (u32, u32),
+    timeout: Duration,
+    answers: Option<Answers>,
+) -> io::Result<()> {
     let deadline = Instant::now() + timeout;
     let address = address(device)?;
     let listener = loop {
@@ -131,28 +160,75 @@ fn listen_within(device: (u32, u32), timeout: Duration) -> io::Result<()> {
     };
     thread::Builder::new()
         .name("control".into())
-        .spawn(move || keep_connections(&listener))?;
+        .spawn(move || keep_connections(&listener, answers.as_ref()))?;
     Ok(())
 }
 
-fn keep_connections(listener: &UnixListener) {
+fn keep_connections(listener: &UnixListener, answers: Option<&Answers>) {
     let us = rustix::process::getuid().as_raw();
-    let mut connections: Vec<UnixStream> = Vec::new();
+    let open = Arc::new(AtomicUsize::new(0));
     for connection in listener.incoming() {
         let Ok(connection) = connection else { continue };
         let is_ours = mount::peer(&connection).is_ok_and(|(_, user)| user == us || user == 0);
-        if !is_ours || connection.set_nonblocking(true).is_err() {
+        if !is_ours || open.load(Ordering::Relaxed) >= CONNECTIONS_LIMIT {
             continue;
         }
-        connections.retain(is_open);
-        if connections.len() < CONNECTIONS_LIMIT {
-            connections.push(connection);
-        }
+        let kept = Kept::one_more_of(&open);
+        let answers = answers.cloned();
+        let _ = thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                let _kept = kept;
+                keep(connection, answers.as_ref())
+            });
     }
 }
 
-fn is_open(mut connection: &UnixStream) -> bool {
-    matches!(connection.read(&mut [0]), Err(err) if err.kind() == io::ErrorKind::WouldBlock)
+/// One of the connections that are counted.
+struct Kept(Arc<AtomicUsize>);
+
+impl Kept {
+    fn one_more_of(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Keeps a connection open until the other side closes it; answers one question.
+fn keep(connection: UnixStream, answers: Option<&Answers>) {
+    let _ = connection.set_write_timeout(Some(ANSWER_TIMEOUT));
+    let mut question = String::new();
+    let mut lines = BufReader::new(&connection).take(QUESTION_BYTES_LIMIT);
+    if lines.read_line(&mut question).is_ok_and(|len| len > 0) {
+        let answer = answers.and_then(|answers| (answers.0)(question.trim_end()));
+        let _ = (&connection).write_all(&answer.unwrap_or_default());
+        let _ = connection.shutdown(Shutdown::Write);
+        let _ = (&connection).read(&mut [0]);
+    }
+}
+
+/// What the process behind the mount on `path` answers to a question; `None` if nobody is there who would answer.
+pub fn asked(path: &Path, question: &str) -> io::Result<Option<Vec<u8>>> {
+    let Some(mount) = entry_at(path)? else {
+        return Ok(None);
+    };
+    let Some(lifeline) = Lifeline::to(&mount) else {
+        return Ok(None);
+    };
+    let mut connection = lifeline.connection;
+    connection.set_read_timeout(Some(STATS_TIMEOUT))?;
+    connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    connection.write_all(question.as_bytes())?;
+    connection.write_all(b"\n")?;
+    let mut answer = Vec::new();
+    connection.take(STATS_LIMIT).read_to_end(&mut answer)?;
+    Ok((!answer.is_empty()).then_some(answer))
 }
 
 /// A connection to the process behind a mount, which ends when the process does.
@@ -233,8 +309,8 @@ mod tests {
     fn the_process_behind_a_mount_is_found_by_the_device_number() {
         let device = (u32::MAX, std::process::id());
         assert!(Lifeline::to(&entry("a", device)).is_none());
-        listen(device).unwrap();
-        assert!(listen_within(device, Duration::ZERO).is_err());
+        listen(device, None).unwrap();
+        assert!(listen_within(device, Duration::ZERO, None).is_err());
         let mut lifeline = Lifeline::to(&entry("a", device)).unwrap();
         assert_eq!(lifeline.pid, Some(std::process::id()));
         assert!(!lifeline.ended_within(Duration::from_millis(1)));

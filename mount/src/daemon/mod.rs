@@ -2,6 +2,7 @@
 
 mod control;
 mod launch;
+mod metrics;
 mod mounted;
 mod respawn;
 mod stop;
@@ -9,8 +10,9 @@ mod target;
 mod unmount;
 mod watcher;
 
-pub use control::{Mounted, mounted_at, source_of};
+pub use control::{Answer, Answers, Mounted, asked, mounted_at, source_of};
 pub use launch::{Announcer, Failure, LaunchError, begin, launch};
+pub use metrics::serve_metrics;
 pub use mounted::{Mount, MountError, Options};
 pub use respawn::Respawn;
 pub use stop::Stop;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::select;
 
-use super::control;
+use super::control::{self, Answers};
 use super::respawn::Respawn;
 use super::stop::Stop;
 use super::target::{Made, Target, TargetError};
@@ -30,6 +30,8 @@ pub struct Options {
     pub view: View,
     /// How the watcher process is started: its hidden verb calls [`super::watch`].
     pub watcher: Respawn,
+    /// What is answered to those who ask about the mount.
+    pub answers: Option<Answers>,
 }
 
 /// Why an image is not mounted.
@@ -135,7 +137,7 @@ impl Mount {
         if let Err(err) = mount::raise_readahead(attached.device) {
             tracing::debug!(%err, "read-ahead stays as it is");
         }
-        if let Err(err) = control::listen(attached.device) {
+        if let Err(err) = control::listen(attached.device, options.answers) {
             tracing::warn!(%err, "umount will not find this process");
         }
         watcher.wait_until_up().map_err(failed)?;

@@ -95,7 +95,7 @@ impl Blocks {
     pub fn planned(&self, within: &Range<u64>, gap: u64) -> Option<Range<u64>> {
         let start = within.clone().find(|&block| self.is_wanted(block))?;
         let mut end = start + 1;
-        for block in end..within.end {
+        for block in start + 1..within.end {
             if self.flying.contains_key(&block) || block - end > gap {
                 break;
             }

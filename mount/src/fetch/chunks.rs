@@ -121,6 +121,14 @@ impl ChunkSource for Chunks {
         })
     }
 
+    fn announce(&self, chunks: &[(u16, ChunkIndex)], deadline: Instant) {
+        let missing = chunks.iter().copied();
+        let missing: Vec<_> = missing.filter(|&key| !self.memory.has(key)).collect();
+        if missing.len() > 1 {
+            self.fetch_together(&missing, deadline);
+        }
+    }
+
     fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError> {
         let key = (layer, chunk);
         let source = self.layer(layer)?;
@@ -245,6 +253,9 @@ impl LayerChunks {
                 let again = &activity.fetched_again;
                 again.fetch_add(len as u64, Ordering::Relaxed);
                 remote.forget(&bytes);
+                if waited {
+                    remote.doubt();
+                }
                 is_fresh = true;
             }
             waited = true;

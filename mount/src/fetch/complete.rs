@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::ReadError;
 use super::activity::Why;
@@ -69,21 +70,8 @@ impl Chunks {
         Some(chunk.packed_at.0..end)
     }
 
-    fn prefetch_batch(&self, mut batch: Vec<(u16, Range<u64>)>) {
-        let gap = self.fetcher.shared().pace.worth_bytes();
-        batch.sort_by_key(|(layer, place)| (*layer, place.start));
-        let mut ranges: Vec<(u16, Range<u64>)> = Vec::new();
-        for (layer, place) in batch {
-            match ranges.last_mut() {
-                Some((last, range))
-                    if *last == layer && place.start <= range.end.saturating_add(gap) =>
-                {
-                    range.end = range.end.max(place.end);
-                }
-                _ => ranges.push((layer, place)),
-            }
-        }
-        for (layer, range) in ranges {
+    fn prefetch_batch(&self, batch: Vec<(u16, Range<u64>)>) {
+        for (layer, range) in self.merged(batch) {
             match &self.layers[usize::from(layer)].packed {
                 Packed::Remote(remote) => {
                     let until = range.end.min(remote.blob_size());
@@ -93,6 +81,37 @@ impl Chunks {
                 Packed::Local(_) => {}
             }
         }
+    }
+
+    /// Has chunks brought that one reader will wait for, each stretch of them with one request.
+    pub(super) fn fetch_together(&self, chunks: &[(u16, ChunkIndex)], deadline: Instant) {
+        let places = chunks
+            .iter()
+            .filter_map(|&(layer, index)| Some((layer, self.place(layer, index)?)));
+        for (layer, range) in self.merged(places.collect()) {
+            if let Packed::Remote(remote) = &self.layers[usize::from(layer)].packed {
+                let until = range.end.min(remote.blob_size());
+                remote.begin(range.start..until, deadline, &self.fetcher);
+            }
+        }
+    }
+
+    /// Places as few ranges: gaps are closed that cost less than another request.
+    fn merged(&self, mut places: Vec<(u16, Range<u64>)>) -> Vec<(u16, Range<u64>)> {
+        let gap = self.fetcher.shared().pace.worth_bytes();
+        places.sort_by_key(|(layer, place)| (*layer, place.start));
+        let mut ranges: Vec<(u16, Range<u64>)> = Vec::new();
+        for (layer, place) in places {
+            match ranges.last_mut() {
+                Some((last, range))
+                    if *last == layer && place.start <= range.end.saturating_add(gap) =>
+                {
+                    range.end = range.end.max(place.end);
+                }
+                _ => ranges.push((layer, place)),
+            }
+        }
+        ranges
     }
 
     /// The layers of which something is missing, each once.
@@ -105,9 +124,12 @@ impl Chunks {
         lacking.filter(|lacking| lacking.bytes > 0).collect()
     }
 
-    /// The layers that are not streamed, but kept as they are fetched.
-    pub fn seekable(&self) -> Vec<Digest> {
-        self.remotes().iter().map(|remote| remote.layer()).collect()
+    /// The layers that are not streamed, but kept as they are fetched, with their packed bytes.
+    pub fn seekable(&self) -> Vec<(Digest, u64)> {
+        let remotes = self.remotes().into_iter();
+        remotes
+            .map(|remote| (remote.layer(), remote.blob_size()))
+            .collect()
     }
 
     fn remotes(&self) -> Vec<&Arc<Remote>> {

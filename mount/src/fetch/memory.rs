@@ -60,6 +60,11 @@ impl Memory {
         small.or_else(|| self.large.lock().get(key))
     }
 
+    /// Whether it is there; this is no use of it.
+    pub fn has(&self, key: Key) -> bool {
+        self.shard(key).lock().has(key) || self.large.lock().has(key)
+    }
+
     pub fn keep(&self, key: Key, chunk: Bytes) {
         let shard = match chunk.len() > SMALL_BYTES {
             true => &self.large,
@@ -74,6 +79,10 @@ impl Memory {
 }
 
 impl Shard {
+    fn has(&self, key: Key) -> bool {
+        self.protected.chunks.contains(&key) || self.probation.chunks.contains(&key)
+    }
+
     fn get(&mut self, key: Key) -> Option<Bytes> {
         if let Some(chunk) = self.protected.chunks.get(&key) {
             return Some(chunk.clone());

@@ -32,6 +32,9 @@ pub trait ChunkSource: Send + Sync {
     /// A chunk that is in memory; never blocks.
     fn cached(&self, layer: u16, chunk: ChunkIndex) -> Option<Bytes>;
 
+    /// All of these chunks will be waited for, one after the other: what is missing of them may be asked for at once.
+    fn announce(&self, _chunks: &[(u16, ChunkIndex)], _deadline: Instant) {}
+
     /// A chunk's plain bytes, verified. Blocks for store and source, until `deadline` at most.
     fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError>;
 

@@ -124,6 +124,11 @@ impl Remote {
         kept
     }
 
+    /// What the source sent is wrong.
+    pub fn doubt(&self) {
+        self.blob.doubt();
+    }
+
     /// What is here of these bytes is wrong.
     pub fn forget(&self, bytes: &Range<u64>) {
         let wrong = blocks_of(bytes);
@@ -175,6 +180,19 @@ impl Remote {
                 return Ok(Came::Late);
             }
             self.landed.wait_until(&mut blocks, deadline);
+        }
+    }
+
+    /// Asks for what is lacking of these bytes, for which somebody will wait until `deadline`.
+    pub fn begin(self: &Arc<Self>, bytes: Range<u64>, deadline: Instant, fetcher: &Fetcher) {
+        let wanted = blocks_of(&bytes);
+        self.look(&wanted);
+        let blocks = self.blocks.lock();
+        if blocks.lacks(&wanted) {
+            let around = self.around(&blocks, &wanted, fetcher.shared().pace.worth_blocks());
+            drop(blocks);
+            let patience = Patience::Until(deadline);
+            drop(fetcher.bring(self, around, Why::Read, patience));
         }
     }
 

@@ -2,17 +2,22 @@
 
 mod additions;
 mod attributes;
+pub mod history;
 pub mod index;
 pub mod indexing;
 mod layers;
 pub mod open;
 pub mod outlook;
 mod path;
+pub mod profile;
+pub mod prometheus;
 mod proof;
 mod read;
+pub mod reads;
 pub mod share;
+pub mod stats;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::fetch::ChunkSource;
 use crate::layer::table::Table;
@@ -22,6 +27,7 @@ use additions::Additions;
 pub use attributes::{Attributes, Owners};
 pub use path::{AddError, Added, AdditionKind};
 use proof::Proven;
+use reads::Reads;
 
 /// An opened image. Answers from memory and from mapped files, but for [`Image::read`].
 ///
@@ -33,6 +39,7 @@ pub struct Image {
     chunks: Arc<dyn ChunkSource>,
     additions: Additions,
     proven: Proven,
+    reads: OnceLock<Arc<Reads>>,
 }
 
 /// Places in a directory from here on count its additions; below, the tree's names.
@@ -48,7 +55,13 @@ impl Image {
             chunks,
             additions,
             proven: Proven::default(),
+            reads: OnceLock::new(),
         }
+    }
+
+    /// Has `reads` remember what is read from now on; the first call counts.
+    pub fn remember(&self, reads: &Arc<Reads>) {
+        let _ = self.reads.set(Arc::clone(reads));
     }
 
     /// What was sealed, without additions.

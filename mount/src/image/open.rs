@@ -46,6 +46,9 @@ pub struct Options {
     /// Use SOCI indexes that anybody may have attached to an image.
     #[serde(default)]
     pub soci_v1: bool,
+    /// Neither record what is read nor fetch ahead what was read before.
+    #[serde(default)]
+    pub no_profile: bool,
 }
 
 /// An image that can be read, and what it says of itself.

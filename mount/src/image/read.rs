@@ -1,10 +1,12 @@
 //! Bytes of files, put together from chunks.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::Image;
+use super::reads::Answered;
 use crate::fetch::ReadError;
 use crate::layer::table::{ChunkIndex, PieceRange, Stretch, Table, stretches};
 use crate::tree::{NodeId, NodeKind};
@@ -21,9 +23,14 @@ impl Image {
         offset: u64,
         len: u32,
     ) -> Result<Option<Bytes>, ReadError> {
-        self.assembled(id, offset, len, |layer, chunk| {
+        let read = self.assembled(id, offset, len, |layer, chunk| {
             Ok(self.chunks.cached(layer, chunk))
-        })
+        });
+        if let (Some(reads), Ok(Some(bytes))) = (self.reads.get(), &read) {
+            let bytes = offset..offset.saturating_add(bytes.len() as u64);
+            reads.read(id, bytes, Answered::AtOnce);
+        }
+        read
     }
 
     /// The same, waiting for store and source until `deadline`.
@@ -34,10 +41,40 @@ impl Image {
         len: u32,
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
+        let since = Instant::now();
+        let until = offset.saturating_add(len.into());
+        self.chunks
+            .announce(&self.chunks_of(id, &(offset..until)), deadline);
         let read = self.assembled(id, offset, len, |layer, chunk| {
             self.chunks.chunk(layer, chunk, deadline).map(Some)
-        })?;
-        Ok(read.expect("every chunk was waited for"))
+        });
+        if let Some(reads) = self.reads.get() {
+            let (answered, len) = match &read {
+                Ok(bytes) => {
+                    let len = bytes.as_ref().map_or(0, Bytes::len);
+                    (Answered::After(since.elapsed()), len as u64)
+                }
+                Err(_) => (Answered::Failed(since.elapsed()), 0),
+            };
+            reads.read(id, offset..offset.saturating_add(len), answered);
+        }
+        Ok(read?.expect("every chunk was waited for"))
+    }
+
+    /// The chunks that bytes `bytes` of the file consist of, with the places of their layers; none where that cannot be told.
+    pub fn chunks_of(&self, id: NodeId, bytes: &Range<u64>) -> Vec<(u16, ChunkIndex)> {
+        let found = || {
+            let node = self.node(id).ok()?;
+            let NodeKind::Regular { layer, pieces } = node.kind else {
+                return None;
+            };
+            let table = self.tables.get(usize::from(layer))?;
+            let until = bytes.end.min(node.size);
+            let stretches = stretches(table.pieces(pieces).ok()?, bytes.start, until)?;
+            let chunks = stretches.iter().filter_map(|stretch| stretch.chunk);
+            Some(chunks.map(|(index, _)| (layer, index)).collect())
+        };
+        found().unwrap_or_default()
     }
 
     /// Asks `chunk` for what it needs and gives up at the first `None`.

@@ -20,10 +20,11 @@ use tokio::time::{timeout, timeout_at};
 use super::answer::Answer;
 use super::auth::Auth;
 use super::failure::{Failure, Tries};
+use super::mirrors::{Mirror, api_host};
 use super::settings::Settings;
 use crate::blob::BlobError;
 use crate::metric;
-use crate::reference::{DOCKER_HUB, RegistryReference};
+use crate::reference::RegistryReference;
 
 const USER_AGENT: &str = concat!("sifon/", env!("CARGO_PKG_VERSION"));
 
@@ -37,6 +38,8 @@ pub(super) struct Client {
     /// Where its API is.
     address: String,
     pub(super) repository: String,
+    /// What a mirror is told about whom it stands for.
+    namespace: Option<String>,
     pub(super) settings: Settings,
     pub(super) access: Access,
     pub(super) auth: Auth,
@@ -111,15 +114,13 @@ pub(super) enum Access {
 
 impl Client {
     pub(super) fn new(reference: &RegistryReference, settings: Settings, access: Access) -> Self {
-        let address = match reference.host.as_str() {
-            DOCKER_HUB => "registry-1.docker.io".to_owned(),
-            host => host.to_owned(),
-        };
+        let address = api_host(&reference.host).to_owned();
         let uses_tls = !settings.plain_http && !is_loopback(&address);
         Self {
             host: reference.host.clone(),
             address,
             repository: reference.repository.clone(),
+            namespace: None,
             settings,
             access,
             auth: Auth::default(),
@@ -128,6 +129,24 @@ impl Client {
             near: OnceLock::new(),
             far: OnceLock::new(),
             permits: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// For a mirror. A password that was given for this run is not for it.
+    pub(super) fn of_mirror(mirror: Mirror, settings: &Settings) -> Self {
+        let mut settings = settings.clone();
+        settings.credentials = None;
+        settings.plain_http = mirror.plain_http;
+        settings.ca_files.extend(mirror.ca_files);
+        let reference = RegistryReference {
+            host: mirror.host,
+            repository: mirror.repository,
+            tag: None,
+            digest: None,
+        };
+        Self {
+            namespace: mirror.namespace,
+            ..Self::new(&reference, settings, Access::Read)
         }
     }
 
@@ -155,20 +174,29 @@ impl Client {
             "" => String::new(),
             repository => format!("{repository}/"),
         };
-        Url::parse(&format!("{scheme}://{address}/v2/{repository}{path}"))
-            .map_err(|error| Failure::wrong(address, format!("has no usable address: {error}")))
+        let mut url = Url::parse(&format!("{scheme}://{address}/v2/{repository}{path}"))
+            .map_err(|error| Failure::wrong(address, format!("has no usable address: {error}")))?;
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        Ok(url)
     }
 
-    /// The headers and the body of a small object, of at most `limit` bytes, all tries within the settings' timeout.
+    /// The headers and the body of a small object, of at most `limit` bytes, all tries within the settings' timeout;
+    /// only one if there is another place to ask.
     pub(super) async fn small(
         &self,
         question: Question<'_>,
         limit: usize,
         object: &str,
+        is_only: bool,
     ) -> Result<(HeaderMap, Vec<u8>), BlobError> {
         let sent = question.body.as_ref().map_or(0, |body| body.bytes.len());
         let deadline = Instant::now() + self.settings.timeout + time_to_send(sent);
-        let mut tries = Tries::until(deadline, &self.settings);
+        let mut tries = match is_only {
+            true => Tries::until(deadline, &self.settings),
+            false => Tries::one(deadline, &self.settings),
+        };
         loop {
             let one_try = async {
                 let (_, answer) = self.followed(question.clone()).await?;

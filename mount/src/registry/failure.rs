@@ -167,6 +167,14 @@ impl Tries {
         }
     }
 
+    /// One: there is another place to ask.
+    pub(super) fn one(deadline: Instant, settings: &Settings) -> Self {
+        Self {
+            limit: 1,
+            ..Self::until(deadline, settings)
+        }
+    }
+
     /// As many as there is time for: somebody waits who would get an error otherwise.
     pub(super) fn all_until(deadline: Instant, settings: &Settings) -> Self {
         Self {

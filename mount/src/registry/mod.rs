@@ -10,6 +10,7 @@ mod client;
 mod credential;
 mod failure;
 pub mod login;
+mod mirrors;
 mod network;
 mod platform;
 mod push;
@@ -27,6 +28,7 @@ use parking_lot::Mutex;
 use reqwest::Method;
 
 use self::client::{Access, Client, Question};
+use self::mirrors::{Place, by_health, mirrors};
 use self::network::Network;
 use self::remote::Remote;
 use self::stream::Stream;
@@ -53,11 +55,22 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 pub struct Registry(Arc<Shared>);
 
 struct Shared {
-    client: Arc<Client>,
+    /// Mirrors, then the registry itself.
+    places: Vec<Place>,
+    settings: Settings,
     reference: RegistryReference,
     network: OnceLock<Arc<Network>>,
     /// A manifest that came when only its digest was asked for.
     spare: Mutex<Option<(Digest, Bytes)>>,
+}
+
+impl Shared {
+    /// For the registry itself, whatever mirrors there are.
+    fn client(&self) -> &Arc<Client> {
+        let own = self.places.last();
+        &own.expect("the registry itself is one of the places")
+            .client
+    }
 }
 
 impl Registry {
@@ -67,8 +80,25 @@ impl Registry {
     }
 
     fn with_access(reference: &RegistryReference, settings: &Settings, access: Access) -> Self {
+        // What is written goes to the registry itself.
+        let mirrors = match access {
+            Access::Read => mirrors(reference, settings),
+            Access::Write => Vec::new(),
+        };
+        let mirrors = mirrors.into_iter();
+        let mut places: Vec<Place> = mirrors
+            .map(|mirror| {
+                let resolves_tags = mirror.resolves_tags;
+                Place::new(Client::of_mirror(mirror, settings), resolves_tags)
+            })
+            .collect();
+        places.push(Place::new(
+            Client::new(reference, settings.clone(), access),
+            true,
+        ));
         Self(Arc::new(Shared {
-            client: Arc::new(Client::new(reference, settings.clone(), access)),
+            places,
+            settings: settings.clone(),
             reference: reference.clone(),
             network: OnceLock::new(),
             spare: Mutex::new(None),
@@ -129,7 +159,7 @@ impl Registry {
                 object,
                 problem: format!(
                     "{} sent other bytes than this digest's",
-                    self.0.client.place()
+                    self.0.reference.host
                 ),
             }),
         }
@@ -161,10 +191,10 @@ impl Registry {
 
     /// A blob of this repository.
     pub fn blob(&self, digest: Digest, size: u64) -> Arc<dyn Blob> {
-        let remote = Remote::new(self.0.client.clone(), digest, size);
+        let remote = |place: &Place| Arc::new(Remote::new(place.client.clone(), digest, size));
         Arc::new(RemoteBlob {
             registry: self.clone(),
-            remote: Arc::new(remote),
+            remotes: self.0.places.iter().map(remote).collect(),
         })
     }
 
@@ -175,26 +205,69 @@ impl Registry {
         limit: usize,
         object: &str,
     ) -> Result<(Option<Digest>, Bytes), BlobError> {
-        let question = Question {
-            method,
-            path,
-            accept: Some(ACCEPT),
-            range: None,
-            body: None,
-        };
-        let work = self.0.client.small(question, limit, object);
-        let (headers, body) = self.network(object)?.wait_for(work)?;
-        let digest = headers
-            .get("docker-content-digest")
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        Ok((digest, body.into()))
+        let by_tag = path
+            .strip_prefix("manifests/")
+            .is_some_and(|name| name.parse::<Digest>().is_err());
+        let places = by_health(&self.0.places);
+        let places = places
+            .into_iter()
+            .filter(|place| place.resolves_tags || !by_tag);
+        let places: Vec<&Place> = places.collect();
+        let mut failed = None;
+        for (number, place) in places.iter().enumerate() {
+            let question = Question {
+                method: method.clone(),
+                path,
+                accept: Some(ACCEPT),
+                range: None,
+                body: None,
+            };
+            let is_only = number + 1 == places.len();
+            let work = place.client.small(question, limit, object, is_only);
+            match self.network(object)?.wait_for(work) {
+                Ok((headers, body)) => {
+                    place.did_well();
+                    let digest = headers
+                        .get("docker-content-digest")
+                        .and_then(|value| value.to_str().ok()?.parse().ok());
+                    return Ok((digest, body.into()));
+                }
+                Err(error) => {
+                    failed = Some(self.passed_over(place, error));
+                }
+            }
+        }
+        Err(failed.expect("the registry itself is one of the places"))
+    }
+
+    /// Remembers that a mirror failed. What a mirror says is told only where it matters: the registry itself comes last.
+    fn passed_over(&self, place: &Place, error: BlobError) -> BlobError {
+        if self.0.places.len() > 1 {
+            let host = place.client.place();
+            tracing::debug!(
+                mirror = host,
+                error = &error as &dyn std::error::Error,
+                "asking the next"
+            );
+            // One that lacks an image may have the next.
+            if !matches!(
+                error,
+                BlobError::Refused {
+                    status: Some(400..=499),
+                    ..
+                }
+            ) {
+                place.avoid();
+            }
+        }
+        error
     }
 
     fn network(&self, object: &str) -> Result<&Arc<Network>, BlobError> {
         if let Some(network) = self.0.network.get() {
             return Ok(network);
         }
-        let network = Network::new(&self.0.client.settings).map_err(|error| BlobError::Wrong {
+        let network = Network::new(&self.0.settings).map_err(|error| BlobError::Wrong {
             object: object.to_owned(),
             problem: format!("no threads to fetch it with: {error}"),
         })?;
@@ -204,32 +277,62 @@ impl Registry {
 
 struct RemoteBlob {
     registry: Registry,
-    remote: Arc<Remote>,
+    /// One for each of the registry's places.
+    remotes: Vec<Arc<Remote>>,
+}
+
+impl RemoteBlob {
+    /// The registry's own.
+    fn main(&self) -> &Arc<Remote> {
+        self.remotes
+            .last()
+            .expect("the registry itself is one of the places")
+    }
+
+    /// In the order in which they are asked.
+    fn by_health(&self) -> Vec<(&Place, &Arc<Remote>)> {
+        let places = &self.registry.0.places;
+        let (healthy, avoided): (Vec<_>, Vec<_>) = places
+            .iter()
+            .zip(&self.remotes)
+            .partition(|(place, _)| place.is_healthy());
+        healthy.into_iter().chain(avoided).collect()
+    }
+
+    fn within(&self, range: &Range<u64>) -> Result<(), BlobError> {
+        if range.start <= range.end && range.end <= self.size() {
+            return Ok(());
+        }
+        Err(BlobError::Wrong {
+            object: self.main().object(),
+            problem: format!("bytes {range:?} are not within its {}", self.size()),
+        })
+    }
 }
 
 impl Blob for RemoteBlob {
     fn digest(&self) -> Digest {
-        self.remote.digest
+        self.main().digest
     }
 
     fn size(&self) -> u64 {
-        self.remote.size
+        self.main().size
     }
 
     fn read(&self, at: PackedOffset, len: usize, deadline: Instant) -> Result<Bytes, BlobError> {
-        let object = self.remote.object();
-        let end =
-            at.0.checked_add(len as u64)
-                .filter(|&end| end <= self.size());
-        let end = end.ok_or_else(|| BlobError::Wrong {
-            problem: format!("{len} bytes at {} are not within its {}", at.0, self.size()),
-            object: object.clone(),
-        })?;
+        let range = at.0..at.0.saturating_add(len as u64);
+        self.within(&range)?;
         if len == 0 {
             return Ok(Bytes::new());
         }
-        let network = self.registry.network(&object)?;
-        network.wait_for(self.remote.bytes(at.0..end, deadline))
+        let network = self.registry.network(&self.main().object())?;
+        if let [only] = &self.remotes[..] {
+            return network.wait_for(only.bytes(range, deadline));
+        }
+        let mut read = bytes::BytesMut::new();
+        let each = &mut |bytes: Bytes| read.extend_from_slice(&bytes);
+        self.pour(range, Patience::Until(deadline), each)?;
+        Ok(read.freeze())
     }
 
     fn pour(
@@ -238,21 +341,50 @@ impl Blob for RemoteBlob {
         patience: Patience,
         each: &mut (dyn FnMut(Bytes) + Send),
     ) -> Result<(), BlobError> {
-        let object = self.remote.object();
-        if range.start > range.end || range.end > self.size() {
-            let problem = format!("{range:?} is not within its {}", self.size());
-            return Err(BlobError::Wrong { object, problem });
-        }
+        self.within(&range)?;
         if range.is_empty() {
             return Ok(());
         }
-        let network = self.registry.network(&object)?;
-        network.wait_for(self.remote.poured(range, patience, each))
+        let network = self.registry.network(&self.main().object())?;
+        let places = self.by_health();
+        let mut from = range.start;
+        for (number, (place, remote)) in places.iter().enumerate() {
+            let is_last = number + 1 == places.len();
+            let rest = from..range.end;
+            let mut counted = |bytes: Bytes| {
+                from += bytes.len() as u64;
+                each(bytes);
+            };
+            let work = remote.poured(rest, patience, &mut counted, is_last);
+            match network.wait_for(work) {
+                Ok(()) => {
+                    place.did_well();
+                    return Ok(());
+                }
+                Err(error) => {
+                    let error = self.registry.passed_over(place, error);
+                    if is_last {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        unreachable!("the last place returns")
+    }
+
+    fn doubt(&self) {
+        if let Some((place, _)) = self.by_health().first()
+            && self.remotes.len() > 1
+        {
+            place.avoid();
+        }
     }
 
     fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
-        let network = self.registry.network(&self.remote.object())?;
-        Ok(Box::new(Stream::new(network.clone(), self.remote.clone())))
+        let network = self.registry.network(&self.main().object())?;
+        let places = self.by_health().into_iter();
+        let remotes = places.map(|(_, remote)| Arc::clone(remote)).collect();
+        Ok(Box::new(Stream::new(network.clone(), remotes)))
     }
 
     fn is_remote(&self) -> bool {

@@ -41,7 +41,7 @@ impl Destination {
             tracing::debug!("{object}: there already");
             return Ok(digest);
         }
-        let client = &self.0.0.client;
+        let client = self.0.0.client();
         let work = client.upload(digest, bytes, &object);
         self.0.network(&object)?.wait_for(work)?;
         Ok(digest)
@@ -78,7 +78,7 @@ impl Destination {
                 object: format!("manifest {name}"),
                 problem: format!(
                     "{} took it for {taken}, but it is {digest}",
-                    self.0.0.client.place()
+                    self.0.0.client().place()
                 ),
             });
         }
@@ -126,8 +126,8 @@ impl Destination {
             range: None,
             body: None,
         };
-        let client = &self.0.0.client;
-        let work = client.small(question, MANIFEST_BYTES_LIMIT, object);
+        let client = self.0.0.client();
+        let work = client.small(question, MANIFEST_BYTES_LIMIT, object, true);
         let (headers, body) = match self.0.network(object)?.wait_for(work) {
             Ok(found) => found,
             Err(BlobError::Refused {
@@ -172,8 +172,8 @@ impl Destination {
         let work = self
             .0
             .0
-            .client
-            .small(question, MANIFEST_BYTES_LIMIT, &object);
+            .client()
+            .small(question, MANIFEST_BYTES_LIMIT, &object, true);
         let (headers, _) = self.0.network(&object)?.wait_for(work)?;
         Ok(headers)
     }

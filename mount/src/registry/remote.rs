@@ -42,6 +42,17 @@ enum Location {
     Elsewhere { url: Url, is_same_origin: bool },
 }
 
+/// How often something is tried.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Persistence {
+    /// A few times.
+    Usual,
+    /// Once: there is another place to ask.
+    Once,
+    /// Until the deadline: a program would get an error otherwise.
+    UntilDeadline,
+}
+
 /// Takes the bytes of a range, in order.
 pub(super) trait Sink: Send {
     /// The rest of the blob follows, because the registry does not do ranges. False refuses that.
@@ -52,9 +63,9 @@ pub(super) trait Sink: Send {
     /// The registry does ranges.
     fn ranged(&mut self) {}
 
-    /// Whether it is worth trying until the deadline, because a program would get an error otherwise.
-    fn is_persistent(&self) -> bool {
-        false
+    /// How often to try.
+    fn persistence(&self) -> Persistence {
+        Persistence::Usual
     }
 
     /// Takes `bytes`, perhaps after waiting for room; false if nobody wants more.
@@ -69,15 +80,21 @@ impl Sink for BytesMut {
 }
 
 /// Hands what comes to a function of the one who asked.
-struct Poured<'a>(&'a mut (dyn FnMut(Bytes) + Send));
+struct Poured<'a> {
+    each: &'a mut (dyn FnMut(Bytes) + Send),
+    is_only: bool,
+}
 
 impl Sink for Poured<'_> {
-    fn is_persistent(&self) -> bool {
-        true
+    fn persistence(&self) -> Persistence {
+        match self.is_only {
+            true => Persistence::UntilDeadline,
+            false => Persistence::Once,
+        }
     }
 
     async fn take(&mut self, bytes: Bytes) -> bool {
-        (self.0)(bytes);
+        (self.each)(bytes);
         true
     }
 }
@@ -126,14 +143,16 @@ impl Remote {
         Ok(bytes.freeze())
     }
 
-    /// The bytes of `range`, handed to `each` in order as they come.
+    /// The bytes of `range`, handed to `each` in order as they come; tried once if there is another place to ask.
     pub(super) async fn poured(
         &self,
         range: Range<u64>,
         patience: Patience,
         each: &mut (dyn FnMut(Bytes) + Send),
+        is_only: bool,
     ) -> Result<(), BlobError> {
-        self.transfer(range, patience, &mut Poured(each)).await
+        self.transfer(range, patience, &mut Poured { each, is_only })
+            .await
     }
 
     /// Brings `range`, which is not empty and within the blob, to `sink`; goes on from the byte reached after a failure.
@@ -152,8 +171,11 @@ impl Remote {
             reached: range.start,
             end: range.end,
             is_unbounded: false,
-            tries: match (patience, sink.is_persistent()) {
-                (Patience::Until(_), true) => Tries::all_until(deadline, &self.client.settings),
+            tries: match (patience, sink.persistence()) {
+                (_, Persistence::Once) => Tries::one(deadline, &self.client.settings),
+                (Patience::Until(_), Persistence::UntilDeadline) => {
+                    Tries::all_until(deadline, &self.client.settings)
+                }
                 _ => Tries::until(deadline, &self.client.settings),
             },
             patience,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::mirrors;
 use super::platform::Platform;
 
 /// How registries are asked.
@@ -20,6 +21,15 @@ pub struct Settings {
     pub authfile: Option<PathBuf>,
     /// Files to look for credentials in when neither was given, in this order; missing ones are passed over.
     pub credential_files: Vec<PathBuf>,
+    /// Places that are asked before the registry itself: `[http[s]://]HOST[:PORT][/PREFIX]`.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
+    /// Directories with containerd's `HOST/hosts.toml`, if no mirror was named.
+    #[serde(default)]
+    pub hosts_directories: Vec<PathBuf>,
+    /// podman's `registries.conf`, if neither says anything.
+    #[serde(default)]
+    pub registries_files: Vec<PathBuf>,
     /// Plain HTTP to every registry. Loopback addresses get it without.
     pub plain_http: bool,
     /// PEM files with certificates to trust beside the system's (which `SSL_CERT_FILE` moves).
@@ -44,6 +54,9 @@ impl Default for Settings {
             credentials: None,
             authfile: None,
             credential_files: Vec::new(),
+            mirrors: Vec::new(),
+            hosts_directories: Vec::new(),
+            registries_files: Vec::new(),
             plain_http: false,
             ca_files: Vec::new(),
             connections: 8,
@@ -56,9 +69,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The default settings with what the environment says about credentials.
+    /// The default settings with what the environment says about credentials and mirrors.
     pub fn from_environment() -> Self {
+        let (hosts_directories, registries_files) =
+            mirrors::usual_places(|name| std::env::var_os(name));
         Self {
+            hosts_directories,
+            registries_files,
             credentials: Credentials::from_environment(),
             credential_files: credential_files(|name| std::env::var_os(name)),
             ..Self::default()

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 use super::network::Network;
-use super::remote::{Remote, Sink};
+use super::remote::{Persistence, Remote, Sink};
 use crate::blob::{BlobError, Patience};
 
 /// Bytes of one range.
@@ -28,7 +28,10 @@ pub(super) const PARTS_AHEAD_OF_ALL: usize = 24;
 /// the memory that all streams share, and they never wait for it. So no order of reading several streams can block.
 pub(super) struct Stream {
     network: Arc<Network>,
+    /// Where the bytes come from.
     remote: Arc<Remote>,
+    /// Where they come from if that fails, the first one first.
+    others: VecDeque<Arc<Remote>>,
     parts: VecDeque<Part>,
     /// Where the next part to be asked for begins.
     asked: u64,
@@ -63,10 +66,13 @@ enum Message {
 }
 
 impl Stream {
-    pub(super) fn new(network: Arc<Network>, remote: Arc<Remote>) -> Self {
+    /// From the first of `remotes`, which is not empty; where that fails, from the next.
+    pub(super) fn new(network: Arc<Network>, mut remotes: VecDeque<Arc<Remote>>) -> Self {
+        let first = remotes.pop_front();
         Self {
             network,
-            remote,
+            remote: first.expect("a blob has a place"),
+            others: remotes,
             parts: VecDeque::new(),
             asked: 0,
             received: 0,
@@ -98,6 +104,7 @@ impl Stream {
             sender,
             room: room.clone(),
             may_be_whole: range.start == 0,
+            has_others: !self.others.is_empty(),
             turn: None,
         };
         let (network, remote) = (self.network.streams.clone(), self.remote.clone());
@@ -140,7 +147,19 @@ impl Stream {
                         self.parts.pop_front();
                     }
                 }
-                Ok(Message::Failed(error)) => return Err(io::Error::other(error)),
+                Ok(Message::Failed(error)) => match self.others.pop_front() {
+                    Some(next) => {
+                        tracing::debug!(
+                            error = &error as &dyn std::error::Error,
+                            "asking the next"
+                        );
+                        self.remote = next;
+                        self.parts.clear();
+                        self.asked = self.received;
+                        self.does_ranges = false;
+                    }
+                    None => return Err(io::Error::other(error)),
+                },
                 Err(mpsc::RecvError) => {
                     let object = self.remote.object();
                     return Err(io::Error::other(format!(
@@ -178,6 +197,8 @@ struct Delivery {
     /// Bytes that may still wait for the reader.
     room: Arc<Semaphore>,
     may_be_whole: bool,
+    /// Whether there is another place to ask.
+    has_others: bool,
     turn: Option<OwnedSemaphorePermit>,
 }
 
@@ -189,6 +210,13 @@ impl Sink for Delivery {
             let _ = self.sender.send(Message::Whole);
         }
         self.may_be_whole
+    }
+
+    fn persistence(&self) -> Persistence {
+        match self.has_others {
+            true => Persistence::Once,
+            false => Persistence::Usual,
+        }
     }
 
     fn ranged(&mut self) {

@@ -137,6 +137,7 @@ impl Directory {
             "layers",
             "packed",
             "trees",
+            "profiles",
             "tags",
             "images",
             "leases",

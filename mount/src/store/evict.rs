@@ -60,6 +60,7 @@ impl ImageRecord {
             .chain(layers)
             .chain(tables.copied().map(Name::Table))
             .chain([Name::Tree(self.tree)])
+            .chain([Name::Profile(self.manifest), Name::Stats(self.manifest)])
     }
 }
 
@@ -226,7 +227,7 @@ impl Store {
     /// All files that images consist of, with their sizes on the disk and their ages.
     fn files(&self) -> Vec<(PathBuf, u64, Duration)> {
         let mut files = Vec::new();
-        for part in ["manifests", "layers", "packed", "trees"] {
+        for part in ["manifests", "layers", "packed", "trees", "profiles"] {
             let entries = fs::read_dir(self.own.path().join(part));
             for entry in entries.into_iter().flatten().flatten() {
                 if let Ok(metadata) = entry.metadata() {

@@ -7,6 +7,8 @@
 //!          layers/HEX.native    its chunks, if streamed     (sealed)
 //!          packed/HEX           its blob, sparse, if seekable (ranges as they were fetched)
 //!          trees/HEX            merged trees                (sealed)
+//!          profiles/HEX.profile  what is read of an image, for the next mount (a hint)
+//!          profiles/HEX.stats    what the last mount of it cost
 //!          tags/HEX             what a tag named, and when
 //!          images/HEX           what an image needs; its time is that of the last use
 //!          leases/…             which images are mounted, and where
@@ -77,6 +79,10 @@ pub enum Name {
     Packed(Digest),
     /// A merged tree, by [`tree_key`].
     Tree(Digest),
+    /// What is read of the image of this manifest.
+    Profile(Digest),
+    /// What the last mount of the image of this manifest cost.
+    Stats(Digest),
 }
 
 impl Name {
@@ -88,6 +94,8 @@ impl Name {
             Self::Native(digest) => ("layers", digest, ".native"),
             Self::Packed(digest) => ("packed", digest, ""),
             Self::Tree(digest) => ("trees", digest, ""),
+            Self::Profile(digest) => ("profiles", digest, ".profile"),
+            Self::Stats(digest) => ("profiles", digest, ".stats"),
         };
         Path::new(directory).join(digest.hex() + suffix)
     }
@@ -167,6 +175,19 @@ impl Store {
         if let Err(err) = kept {
             tracing::debug!(%digest, error = %err, "manifest not kept");
         }
+    }
+
+    /// A small file that is a hint at most, and that anybody may have written: a profile or statistics.
+    pub fn hint(&self, name: Name, limit: usize) -> Option<Vec<u8>> {
+        self.directories()
+            .find_map(|directory| directory.read(&name.path(), limit as u64))
+    }
+
+    /// Keeps such a file in place of the one that was there, at once or not at all.
+    pub fn keep_hint(&self, name: Name, bytes: &[u8]) -> io::Result<()> {
+        let mut draft = self.own.draft()?;
+        draft.write_all(bytes)?;
+        self.seal(draft, name).map(drop)
     }
 
     /// The table of this key, if a trusted directory has it.
