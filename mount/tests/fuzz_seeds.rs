@@ -23,6 +23,8 @@ mod mountinfo;
 mod name;
 #[path = "../fuzz/bodies/native.rs"]
 mod native;
+#[path = "../fuzz/bodies/profile.rs"]
+mod profile;
 #[path = "../fuzz/bodies/reference.rs"]
 mod reference;
 #[path = "../fuzz/bodies/squashfs.rs"]
@@ -96,6 +98,11 @@ fn no_neighbour_of_a_tar_seed_breaks_the_reader() {
 #[test]
 fn no_neighbour_of_a_tree_seed_breaks_the_reader() {
     run_near_seeds("tree", tree::run);
+}
+
+#[test]
+fn profiles_near_the_seeds_are_read_or_refused() {
+    run_near_seeds("profile", profile::run);
 }
 
 #[test]
