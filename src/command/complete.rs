@@ -44,7 +44,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         let is_seekable = chunks
             .seekable()
             .iter()
-            .any(|(digest, _)| *digest == layer.digest);
+            .any(|seekable| seekable.layer == layer.digest);
         if is_seekable {
             let bar = RefCell::new(context.output.bar("completing", layer.size));
             let came = |bytes| bar.borrow_mut().inc(bytes);

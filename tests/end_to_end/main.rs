@@ -20,6 +20,7 @@ mod formats;
 mod https;
 mod lazy;
 mod lifetime;
+mod outages;
 mod pull;
 mod pulled;
 mod requests;

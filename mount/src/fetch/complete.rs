@@ -31,6 +31,17 @@ pub struct Lacking {
     pub of: u64,
 }
 
+/// A layer that is kept as it is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seekable {
+    /// The layer's blob.
+    pub layer: Digest,
+    /// Its packed bytes.
+    pub bytes: u64,
+    /// Those that are here, as the disk counts them: quickly told, and not exact.
+    pub stored_bytes: u64,
+}
+
 /// How the completion of one layer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
@@ -124,11 +135,15 @@ impl Chunks {
         lacking.filter(|lacking| lacking.bytes > 0).collect()
     }
 
-    /// The layers that are not streamed, but kept as they are fetched, with their packed bytes.
-    pub fn seekable(&self) -> Vec<(Digest, u64)> {
+    /// The layers that are not streamed, but kept as they are fetched.
+    pub fn seekable(&self) -> Vec<Seekable> {
         let remotes = self.remotes().into_iter();
         remotes
-            .map(|remote| (remote.layer(), remote.blob_size()))
+            .map(|remote| Seekable {
+                layer: remote.layer(),
+                bytes: remote.blob_size(),
+                stored_bytes: remote.stored_bytes(),
+            })
             .collect()
     }
 

@@ -11,6 +11,7 @@ mod memory;
 mod native;
 mod pace;
 mod remote;
+mod spare;
 
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use bytes::Bytes;
 
 pub use activity::{Count, Moved, Request, Why};
 pub use chunks::{Chunks, LayerChunks, Origin};
-pub use complete::{Completion, Lacking};
+pub use complete::{Completion, Lacking, Seekable};
 pub use fetcher::Limits;
 pub use native::Restream;
 

@@ -1,20 +1,18 @@
 //! A seekable blob: its blocks come from its source, and the store keeps them at their own offsets.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::activity::{Begun, Why};
 use super::ahead::Ahead;
 use super::blocks::{BLOCK_BYTES, Blocks, Flight, blocks_of};
 use super::fetcher::{Fetcher, Job, Outcome, Shared};
+use super::spare::Spare;
 use crate::blob::{Blob, BlobError, Patience};
 use crate::digest::{Digest, Hasher};
 use crate::extent::PackedOffset;
@@ -30,9 +28,6 @@ const WRITTEN_BYTES: usize = 128 << 10;
 /// a window of read-ahead among connections.
 const LONG_BLOCKS: u64 = (4 << 20) / BLOCK_BYTES;
 
-/// Blocks in memory because the store had no room for them.
-const SPARE_BLOCKS: usize = ((32 << 20) / BLOCK_BYTES) as usize;
-
 /// Packed ranges of one blob, fetched where the store has none.
 pub(super) struct Remote {
     blob: Arc<dyn Blob>,
@@ -41,9 +36,8 @@ pub(super) struct Remote {
     blocks: Mutex<Blocks>,
     landed: Condvar,
     ahead: Ahead,
-    /// What could not be written, oldest first.
-    spare: Mutex<VecDeque<(u64, Bytes)>>,
-    has_spare: AtomicBool,
+    /// What could not be written.
+    spare: Spare,
 }
 
 /// Whether what a reader waited for came in time.
@@ -61,8 +55,7 @@ impl Remote {
             blocks: Mutex::default(),
             landed: Condvar::new(),
             ahead: Ahead::default(),
-            spare: Mutex::default(),
-            has_spare: AtomicBool::new(false),
+            spare: Spare::default(),
         }
     }
 
@@ -79,28 +72,13 @@ impl Remote {
     pub fn kept(&self, at: PackedOffset, len: usize) -> Option<Vec<u8>> {
         let mut packed = vec![0; len];
         self.copy.read_exact_at(&mut packed, at.0).ok()?;
-        if self.has_spare.load(Ordering::Acquire) {
-            self.overlay(&mut packed, at.0);
-        }
+        self.spare.overlay(&mut packed, at.0);
         // A hole reads as zeros, which no chunk's packed bytes begin with; the rest is up to the digest.
         packed
             .iter()
             .take(SAMPLE_BYTES)
             .any(|&byte| byte != 0)
             .then_some(packed)
-    }
-
-    /// Puts what could not be written over `packed`, the bytes from `at` on.
-    fn overlay(&self, packed: &mut [u8], at: u64) {
-        let end = at + packed.len() as u64;
-        for (block, bytes) in self.spare.lock().iter() {
-            let start = block * BLOCK_BYTES;
-            let both = start.max(at)..(start + bytes.len() as u64).min(end);
-            if !both.is_empty() {
-                let from = &bytes[(both.start - start) as usize..(both.end - start) as usize];
-                packed[(both.start - at) as usize..(both.end - at) as usize].copy_from_slice(from);
-            }
-        }
     }
 
     /// Whether all of these bytes seem to be here.
@@ -124,6 +102,13 @@ impl Remote {
         kept
     }
 
+    /// How many bytes of the blob are here, as the disk counts them: one question, however long it is.
+    pub fn stored_bytes(&self) -> u64 {
+        let metadata = self.copy.metadata();
+        let stored = metadata.map_or(0, |metadata| metadata.blocks().saturating_mul(512));
+        stored.min(self.blob.size())
+    }
+
     /// What the source sent is wrong.
     pub fn doubt(&self) {
         self.blob.doubt();
@@ -137,9 +122,7 @@ impl Remote {
             blocks.set(block, false);
         }
         drop(blocks);
-        self.spare
-            .lock()
-            .retain(|(block, _)| !wrong.contains(block));
+        self.spare.forget(&wrong);
     }
 
     /// Sees to it that all of these bytes are here, or are no longer awaited.
@@ -319,7 +302,11 @@ impl Remote {
         let first = at / BLOCK_BYTES;
         if let Err(err) = self.copy.write_all_at(bytes, at) {
             tracing::debug!(layer = %self.blob.digest(), error = %err, "not kept");
-            self.keep_spare(first, bytes);
+            let gone = self.spare.keep(first, bytes);
+            let mut blocks = self.blocks.lock();
+            for block in gone {
+                blocks.set(block, false);
+            }
         }
         let mut blocks = self.blocks.lock();
         for block in first..(at + bytes.len() as u64).div_ceil(BLOCK_BYTES) {
@@ -327,23 +314,6 @@ impl Remote {
         }
         drop(blocks);
         self.landed.notify_all();
-    }
-
-    fn keep_spare(&self, first: u64, bytes: &[u8]) {
-        let mut spare = self.spare.lock();
-        let pieces = bytes.chunks(BLOCK_BYTES as usize);
-        for (block, piece) in (first..).zip(pieces) {
-            spare.retain(|(other, _)| *other != block);
-            spare.push_back((block, Bytes::copy_from_slice(piece)));
-        }
-        self.has_spare.store(true, Ordering::Release);
-        let excess = spare.len().saturating_sub(SPARE_BLOCKS);
-        let gone: Vec<u64> = spare.drain(..excess).map(|(block, _)| block).collect();
-        drop(spare);
-        let mut blocks = self.blocks.lock();
-        for block in gone {
-            blocks.set(block, false);
-        }
     }
 
     /// Wakes those who wait, because a job is over.
@@ -395,9 +365,7 @@ impl Remote {
             }
             let len = (self.blob.size() - at).min(buffer.len() as u64) as usize;
             self.copy.read_exact_at(&mut buffer[..len], at).ok()?;
-            if self.has_spare.load(Ordering::Acquire) {
-                self.overlay(&mut buffer[..len], at);
-            }
+            self.spare.overlay(&mut buffer[..len], at);
             hasher.update(&buffer[..len]);
             at += len as u64;
         }
@@ -422,6 +390,8 @@ impl Drop for Flown<'_> {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::fetch::Limits;
@@ -594,7 +564,8 @@ mod tests {
         for at in (0..blob.content.len()).step_by(CHUNK) {
             chunk(&remote, &fetcher, &blob, at);
         }
-        assert!(remote.spare.lock().len() <= SPARE_BLOCKS);
+        assert!(remote.has(&(blob.size() - 1..blob.size())));
+        assert!(!remote.has(&(0..1)), "memory has an end");
     }
 
     #[test]

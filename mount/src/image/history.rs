@@ -104,7 +104,7 @@ impl History {
             }
             let mut pause = FIRST_SAVE;
             while is_over.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-                records.keep();
+                records.keep(false);
                 pause = (pause * 2).min(LAST_SAVE);
             }
         }));
@@ -135,7 +135,7 @@ impl Drop for History {
                 let _ = thread.join();
             }
         }
-        self.shared.keep();
+        self.shared.keep(true);
     }
 }
 
@@ -195,14 +195,17 @@ impl Shared {
         self.chunks.prefetch(&wanted);
     }
 
-    /// Keeps what was read, if there is something new.
-    fn keep(&self) {
+    /// Keeps what was read, if there is something new; statistics, for which every name is looked at, at the end only.
+    fn keep(&self, is_last: bool) {
         let pieces = self.reads.pieces();
         let mut kept = self.kept.lock();
-        if kept.pieces == pieces {
+        if pieces == 0 || (kept.pieces == pieces && !is_last) {
             return;
         }
         let saved = self.keep_profile(kept.is_first).and_then(|()| {
+            if !is_last {
+                return Ok(());
+            }
             let mut stats = self.stats_since(kept.earlier.as_ref());
             stats.shorten();
             let bytes = serde_json::to_vec(&stats)?;
@@ -269,7 +272,8 @@ impl Shared {
     /// Fetches what is missing, layer by layer; tries again what fails, later and later.
     fn complete(&self) {
         let is_unwanted = || self.is_over.load(Ordering::Relaxed);
-        for (layer, _) in self.chunks.seekable() {
+        for seekable in self.chunks.seekable() {
+            let layer = seekable.layer;
             let mut pause = Duration::from_secs(1);
             loop {
                 match self.chunks.complete(layer, &|_| {}, &is_unwanted) {

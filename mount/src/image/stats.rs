@@ -81,7 +81,7 @@ pub struct Share {
 pub struct Kept {
     /// The layer.
     pub layer: Digest,
-    /// Its packed bytes that are here.
+    /// Its packed bytes that are here, as the disk counts them.
     pub kept_bytes: u64,
     /// All of them.
     pub bytes: u64,
@@ -129,15 +129,10 @@ impl Stats {
             reads,
         });
         let (map, share) = map(image, &touched);
-        let lacking: HashMap<Digest, u64> = chunks
-            .lacking()
-            .iter()
-            .map(|lacking| (lacking.layer, lacking.bytes))
-            .collect();
-        let layers = chunks.seekable().into_iter().map(|(layer, bytes)| Kept {
-            layer,
-            kept_bytes: bytes - lacking.get(&layer).copied().unwrap_or(0),
-            bytes,
+        let layers = chunks.seekable().into_iter().map(|seekable| Kept {
+            layer: seekable.layer,
+            kept_bytes: seekable.stored_bytes,
+            bytes: seekable.bytes,
         });
         Self {
             subject,
