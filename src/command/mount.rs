@@ -189,7 +189,7 @@ fn mounted(
 fn answers(teller: Teller) -> daemon::Answers {
     daemon::Answers(Arc::new(move |question| match question {
         stats::QUESTION => serde_json::to_vec(&teller.stats()).ok(),
-        "metrics" => Some(prometheus::text(&teller.stats()).into_bytes()),
+        daemon::METRICS => Some(prometheus::text(&teller.stats()).into_bytes()),
         _ => None,
     }))
 }

@@ -41,7 +41,7 @@ pub struct Args {
 /// Asks, and tells.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     if args.prometheus {
-        let numbers = daemon::asked(Path::new(&args.what), "metrics")?;
+        let numbers = daemon::asked(Path::new(&args.what), daemon::METRICS)?;
         io::stdout()
             .lock()
             .write_all(&numbers.ok_or_else(|| not_there(&args.what))?)?;
@@ -94,7 +94,7 @@ fn write(stats: &Stats, to: &mut impl Write) -> io::Result<()> {
         to,
         "manifest {}, mounted for {}",
         stats.subject.manifest,
-        time(stats.seconds * 1_000_000)
+        time(stats.seconds.saturating_mul(1_000_000))
     )?;
     writeln!(to, "\nFETCHED             REQUESTS       BYTES  FAILED")?;
     for (why, count) in Why::ALL.into_iter().zip(&moved.fetched) {
@@ -137,7 +137,9 @@ fn write(stats: &Stats, to: &mut impl Write) -> io::Result<()> {
         "        {} answered from memory",
         percent(reads.from_memory, reads.reads)
     )?;
-    let chunks = moved.chunks_from_store + moved.chunks_waited_for;
+    let chunks = moved
+        .chunks_from_store
+        .saturating_add(moved.chunks_waited_for);
     let from_store = percent(moved.chunks_from_store, chunks);
     writeln!(
         to,

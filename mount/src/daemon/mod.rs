@@ -12,7 +12,7 @@ mod watcher;
 
 pub use control::{Answer, Answers, Mounted, asked, mounted_at, source_of};
 pub use launch::{Announcer, Failure, LaunchError, begin, launch};
-pub use metrics::serve_metrics;
+pub use metrics::{METRICS, serve_metrics};
 pub use mounted::{Mount, MountError, Options};
 pub use respawn::Respawn;
 pub use stop::Stop;

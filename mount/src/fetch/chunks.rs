@@ -14,6 +14,7 @@ use super::flights::Flights;
 use super::memory::Memory;
 use super::native::{Miss, Native, Restream};
 use super::remote::{Came, Remote};
+use super::room::Room;
 use super::{ChunkSource, ReadError, WholeChunk};
 use crate::blob::{Blob, BlobError};
 use crate::layer::decode::Decoder;
@@ -21,6 +22,9 @@ use crate::layer::table::{Chunk, ChunkIndex, Table, TableError};
 
 /// Plain bytes in memory at most; the kernel's page cache does the rest.
 const MEMORY_BYTES: usize = 128 << 20;
+
+/// Chunks of others' formats that are larger are decoded a few at a time.
+const LARGE_BYTES: usize = 1 << 20;
 
 thread_local! {
     /// One decoder for each thread that reads: zstd's context is dear to make.
@@ -49,6 +53,7 @@ pub struct Chunks {
 pub struct LayerChunks {
     table: Arc<Table>,
     pub(super) packed: Packed,
+    room: Room,
 }
 
 pub(super) enum Packed {
@@ -174,7 +179,11 @@ impl LayerChunks {
             Origin::Local(blob) => Packed::Local(blob),
             Origin::Remote(blob, copy) => Packed::Remote(Arc::new(Remote::new(blob, copy))),
         };
-        Self { table, packed }
+        Self {
+            table,
+            packed,
+            room: Room::default(),
+        }
     }
 
     /// Its table.
@@ -237,8 +246,19 @@ impl LayerChunks {
         let (mut waited, mut is_fresh) = (false, false);
         loop {
             let is_whole = remote.has(&bytes);
-            let kept = remote.kept(chunk.packed_at, len);
-            if let Some(plain) = kept.and_then(|packed| decode(&packed)) {
+            let decoded = match len.max(chunk.plain_len as usize) > LARGE_BYTES {
+                true => {
+                    let place = self.room.enter(deadline);
+                    let _place = place.ok_or_else(|| self.late(chunk))?;
+                    let kept = remote.kept(chunk.packed_at, len);
+                    kept.and_then(|packed| decode(&packed))
+                }
+                false => {
+                    let kept = remote.kept(chunk.packed_at, len);
+                    kept.and_then(|packed| decode(&packed))
+                }
+            };
+            if let Some(plain) = decoded {
                 let counter = match waited {
                     true => &activity.chunks_waited_for,
                     false => &activity.chunks_from_store,

@@ -176,7 +176,11 @@ impl Shared {
             }
             let Some(job) = line.next(self.limits.connections.max(1)) else {
                 line.idle += 1;
-                self.changed.wait_for(&mut line, QUIET);
+                match line.waiting.iter().all(VecDeque::is_empty) {
+                    true => self.changed.wait(&mut line),
+                    // What may not begin yet may when it has been quiet for a while.
+                    false => drop(self.changed.wait_for(&mut line, QUIET)),
+                }
                 line.idle -= 1;
                 continue;
             };

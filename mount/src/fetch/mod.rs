@@ -11,6 +11,7 @@ mod memory;
 mod native;
 mod pace;
 mod remote;
+mod room;
 mod spare;
 
 use std::time::Instant;

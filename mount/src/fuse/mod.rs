@@ -57,6 +57,7 @@ pub struct Served {
 /// Serves `image` over `connection`, an open /dev/fuse whose file system is already mounted, perhaps in another
 /// mount and user namespace. Returns when the kernel has agreed on how to talk: from then on the mount can be used.
 pub fn serve(image: Arc<Image>, connection: OwnedFd, view: View) -> io::Result<Served> {
+    sys::memory::keep_no_large_blocks();
     let mut config = Config::default();
     // Who may look into the mount is decided by the kernel, from the options it was mounted with.
     config.acl = SessionACL::All;

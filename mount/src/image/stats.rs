@@ -139,8 +139,8 @@ impl Stats {
             seconds: age.as_secs(),
             mounts_before: earlier.map_or(0, |earlier| earlier.mounts_before.saturating_add(1)),
             fetched_before: earlier.map_or(0, |earlier| {
-                let then = earlier.moved.fetched.iter().map(|count| count.bytes).sum();
-                earlier.fetched_before.saturating_add(then)
+                let then = earlier.moved.fetched.iter().map(|count| count.bytes);
+                then.fold(earlier.fetched_before, u64::saturating_add)
             }),
             moved: chunks.moved(),
             reads: reads.count(),

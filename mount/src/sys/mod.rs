@@ -5,6 +5,7 @@ pub mod account;
 pub mod answer;
 pub mod descriptor;
 pub mod inflate;
+pub mod memory;
 pub mod mount;
 pub mod mountinfo;
 pub mod namespace;

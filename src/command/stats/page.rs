@@ -53,8 +53,10 @@ pub(super) fn page(stats: &Stats) -> String {
 
 fn summary(stats: &Stats) -> String {
     let (share, reads) = (&stats.share, &stats.reads);
-    let fetched: u64 = stats.moved.fetched.iter().map(|count| count.bytes).sum();
-    let requests: u64 = stats.moved.fetched.iter().map(|count| count.requests).sum();
+    let counts = &stats.moved.fetched;
+    let sum = |numbers: &mut dyn Iterator<Item = u64>| numbers.fold(0, u64::saturating_add);
+    let fetched = sum(&mut counts.iter().map(|count| count.bytes));
+    let requests = sum(&mut counts.iter().map(|count| count.requests));
     format!(
         "<p class=\"muted\">{}</p>\n<p>{} fetched in {requests} requests. {} of {} ({}) in {} of {} files were ever read. \
          Programs waited {} in {} reads, {} of which were answered from memory.</p>\n",
