@@ -252,6 +252,14 @@ impl Directory {
             return draft.file();
         }
         draft.as_file().sync_data()?;
+        self.place_at(draft, path)
+    }
+
+    /// As [`Directory::seal_at`], without waiting for the disk: after a loss of power the file may be empty.
+    pub fn place_at(&self, draft: Draft, path: &Path) -> io::Result<File> {
+        if !self.is_writable || draft.is_outside() {
+            return draft.file();
+        }
         draft
             .as_file()
             .set_permissions(fs::Permissions::from_mode(0o444))?;
