@@ -195,12 +195,19 @@ fn users(mount: &MountEntry) -> Vec<User> {
         .collect()
 }
 
-/// Processes that this user may look at and that have what was `mount` in namespaces of their own.
+/// Processes that this user may look at and that have what was `mount` in namespaces of their own. In ours it is gone, and the
+/// kernel may have given its number to the next mount.
 fn keepers(mount: &MountEntry) -> Vec<User> {
+    let ours = fs::read_link("/proc/self/ns/mnt").ok();
     let has_it = |process: &Path| {
+        if fs::read_link(process.join("ns/mnt")).ok() == ours {
+            return None;
+        }
         let mounts = mountinfo::parsed(&fs::read(process.join("mountinfo")).ok()?);
         let is_it = |other: &MountEntry| {
-            other.device == mount.device && other.file_system == mount.file_system
+            other.device == mount.device
+                && other.file_system == mount.file_system
+                && other.source == mount.source
         };
         mounts.iter().any(is_it).then_some("mount namespace")
     };
