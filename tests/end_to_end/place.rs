@@ -91,7 +91,9 @@ impl Place {
             });
         }
         let place = Self::new();
-        let script = format!("set -e; {setup}; exec \"$@\"");
+        // What other tests have mounted would live on in this namespace.
+        let alone = "for it in $(awk '/ - fuse\\.sifon /{print $5}' /proc/self/mountinfo); do umount -l \"$it\"; done";
+        let script = format!("set -e; {alone}; {setup}; exec \"$@\"");
         let mut command = Command::new("unshare");
         command
             .args([
