@@ -327,12 +327,19 @@ pub fn main() -> ExitCode {
         Command::Cache(args) => cache::run(&context, args),
     };
     done.unwrap_or_else(|err| {
-        let cause = err.downcast_ref::<std::io::Error>();
-        if cause.is_some_and(|err| err.kind() == std::io::ErrorKind::BrokenPipe) {
+        if output_kind(&*err) == Some(std::io::ErrorKind::BrokenPipe) {
             // Whoever read stdout has seen enough.
             return ExitCode::SUCCESS;
         }
         fatal(&*err, hint(&err).as_deref());
         ExitCode::from(FATAL)
     })
+}
+
+/// What went wrong when we wrote, if that is what went wrong.
+fn output_kind(err: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    let io = err.downcast_ref::<std::io::Error>();
+    let json = err.downcast_ref::<serde_json::Error>();
+    io.map(std::io::Error::kind)
+        .or_else(|| json?.io_error_kind())
 }

@@ -248,7 +248,7 @@ fn assert_expected(shown: &Shown, expected: &Value, name: &str) {
         .map(|(key, value)| {
             (
                 String::from_utf8_lossy(key).into_owned(),
-                hex::encode(value),
+                data_encoding::HEXLOWER.encode(value),
             )
         })
         .collect();

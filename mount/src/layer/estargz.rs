@@ -199,7 +199,7 @@ mod tests {
     use crate::layer::table::{ChunkIndex, Table, from_reader};
 
     fn golden(hex: &str) -> Vec<u8> {
-        hex::decode(hex).unwrap()
+        data_encoding::HEXLOWER.decode(hex.as_bytes()).unwrap()
     }
 
     fn gzip(plain: &[u8]) -> Vec<u8> {

@@ -45,9 +45,8 @@ pub(super) struct Client {
     pub(super) auth: Auth,
     uses_tls: AtomicBool,
     has_answered: AtomicBool,
-    /// For loopback addresses, which no proxy can reach for us.
-    near: OnceLock<reqwest::Client>,
-    far: OnceLock<reqwest::Client>,
+    /// By [`Way`].
+    webs: [OnceLock<reqwest::Client>; Way::ALL],
     permits: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
@@ -126,8 +125,7 @@ impl Client {
             auth: Auth::default(),
             uses_tls: AtomicBool::new(uses_tls),
             has_answered: AtomicBool::new(false),
-            near: OnceLock::new(),
-            far: OnceLock::new(),
+            webs: Default::default(),
             permits: Mutex::new(HashMap::new()),
         }
     }
@@ -382,21 +380,48 @@ impl Client {
     }
 
     fn web(&self, url: &Url) -> Result<&reqwest::Client, Failure> {
-        let is_near = url.host_str().is_some_and(is_loopback);
-        let slot = if is_near { &self.near } else { &self.far };
+        let way = Way::to(url);
+        let slot = &self.webs[way as usize];
         if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let client = web_client(&self.settings, is_near).map_err(|problem| {
+        let client = web_client(&self.settings, way).map_err(|problem| {
             Failure::wrong(&place_of(url), format!("cannot be asked: {problem}"))
         })?;
         Ok(slot.get_or_init(|| client))
     }
 }
 
-fn web_client(settings: &Settings, is_near: bool) -> Result<reqwest::Client, String> {
+/// What lies between us and a host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Perhaps a proxy, to which connections may need TLS, whatever they carry.
+    Far,
+    /// A loopback address, which no proxy can reach for us.
+    Near,
+    /// The same without TLS: the system's certificates, of which there are hundreds, need not be read.
+    NearAndPlain,
+}
+
+impl Way {
+    const ALL: usize = 3;
+
+    fn to(url: &Url) -> Self {
+        match url.host_str().is_some_and(is_loopback) {
+            false => Self::Far,
+            true if url.scheme() == "https" => Self::Near,
+            true => Self::NearAndPlain,
+        }
+    }
+}
+
+fn web_client(settings: &Settings, way: Way) -> Result<reqwest::Client, String> {
     let mut certificates = Vec::new();
-    for file in &settings.ca_files {
+    for file in settings
+        .ca_files
+        .iter()
+        .filter(|_| way != Way::NearAndPlain)
+    {
         certificates.extend(certificates_in(file)?);
     }
     let build = |only_ours: bool| {
@@ -409,7 +434,7 @@ fn web_client(settings: &Settings, is_near: bool) -> Result<reqwest::Client, Str
             .connect_timeout(settings.connect_timeout)
             .pool_max_idle_per_host(settings.connections.max(1))
             .tcp_nodelay(true);
-        if is_near {
+        if way != Way::Far {
             builder = builder.no_proxy();
         }
         let certificates = certificates.iter().cloned();
@@ -419,7 +444,7 @@ fn web_client(settings: &Settings, is_near: bool) -> Result<reqwest::Client, Str
         }
         .build()
     };
-    build(false)
+    build(way == Way::NearAndPlain)
         .or_else(|error| {
             // A container or a small node without any certificates can still use plain HTTP and our own files.
             tracing::warn!(%error, "the system's certificates cannot be used");

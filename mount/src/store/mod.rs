@@ -15,10 +15,11 @@
 //!          tmp/                 files that are being written
 //! ```
 //!
-//! Sealed files are written under no name or a temporary one, synced, renamed, mode 0444, never changed. Tables and trees say which
+//! Sealed files are written under no name or a temporary one, renamed, mode 0444, never changed. Tables and trees say which
 //! digests to expect, so they are taken only from directories that nobody but the user (or somebody the user trusts) can
-//! write to, and if their checksum is right; everything else is checked whenever it is read. Nothing here ever fails a read: what cannot be kept is
-//! not kept.
+//! write to, and if their checksum is right; everything else is checked whenever it is read. Native layers are synced before they
+//! get their names; what is made again in a moment is not: a mount does not wait for the disk, and after a loss of power
+//! the checksum or the digest tells what is missing. Nothing here ever fails a read: what cannot be kept is not kept.
 
 mod checksum;
 mod directory;
@@ -170,7 +171,7 @@ impl Store {
     pub fn keep_manifest(&self, digest: Digest, bytes: &[u8]) {
         let kept = self.draft().and_then(|mut draft| {
             draft.write_all(bytes)?;
-            self.seal(draft, Name::Manifest(digest))
+            self.own.place_at(draft, &Name::Manifest(digest).path())
         });
         if let Err(err) = kept {
             tracing::debug!(%digest, error = %err, "manifest not kept");
@@ -279,7 +280,7 @@ impl Store {
         let kept = self
             .draft()
             .and_then(&mut written)
-            .and_then(|draft| self.seal(draft, name));
+            .and_then(|draft| self.own.place_at(draft, &name.path()));
         let sealed = match kept {
             Err(err) if err.raw_os_error().is_some() => {
                 tracing::warn!(

@@ -261,5 +261,8 @@ fn blob_path(layout: &Path, digest: &str) -> PathBuf {
 }
 
 pub fn digest_of(content: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(content)))
+    format!(
+        "sha256:{}",
+        data_encoding::HEXLOWER.encode(&Sha256::digest(content))
+    )
 }

@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use data_encoding::HEXLOWER_PERMISSIVE;
 
 use super::header::owner;
 use super::sparse::{Map, decimal};
@@ -231,7 +232,9 @@ fn unescaped(text: &[u8], only: &[u8]) -> Vec<u8> {
         let mut escaped = [0];
         let is_escape = byte == b'%'
             && after.len() >= 2
-            && hex::decode_to_slice(&after[..2], &mut escaped).is_ok()
+            && HEXLOWER_PERMISSIVE
+                .decode_mut(&after[..2], &mut escaped)
+                .is_ok()
             && (only.is_empty() || only.contains(&escaped[0]));
         plain.push(if is_escape { escaped[0] } else { byte });
         rest = if is_escape { &after[2..] } else { after };
