@@ -48,6 +48,11 @@ impl Blob {
     }
 }
 
+/// The members that are worth fetching at once end with this one.
+pub fn prefetch_landmark() -> Member {
+    file(".prefetch.landmark", &b"\x0f"[..])
+}
+
 /// The layer of these members. Chunks share a gzip member until that has `member_bytes`; with 0 none do.
 pub fn estargz(members: &[Member], member_bytes: usize) -> Packed {
     let mut blob = Blob {
@@ -57,7 +62,12 @@ pub fn estargz(members: &[Member], member_bytes: usize) -> Packed {
         member_bytes,
     };
     let mut records = Vec::new();
-    let landmark = [file(".no.prefetch.landmark", &b"\x0f"[..])];
+    let landmark = prefetch_landmark();
+    let has_one = |member: &Member| member.entry.path == landmark.entry.path;
+    let landmark = match members.iter().any(has_one) {
+        true => None,
+        false => Some(file(".no.prefetch.landmark", &b"\x0f"[..])),
+    };
     let mut is_first = true;
     for member in landmark.iter().chain(members) {
         let mut member = member.clone();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::estargz::prefetch_landmark;
 use crate::layers::{Member, file, noise};
 use crate::layout::{Layer, Layout, Packing, all};
 use crate::place::{PATIENCE, Place, can_mount};
@@ -29,12 +30,16 @@ impl Lazy {
     }
 
     fn with(more: Vec<Member>) -> Option<Self> {
+        let files = (0..FILES).map(|seed| file(name(seed), content(seed)).mode(0o644));
+        Self::of(files.chain(more).collect(), Packing::ZstdChunked)
+    }
+
+    fn of(members: Vec<Member>, packing: Packing) -> Option<Self> {
         let registry = RealRegistry::open().filter(|_| can_mount())?;
         let place = Place::new();
         let mut layout = Layout::new(place.path("layout"));
-        let files = (0..FILES).map(|seed| file(name(seed), content(seed)).mode(0o644));
-        let layers = [Layer::new(files.chain(more).collect())];
-        layout.add("latest", &all(&layers, Packing::ZstdChunked));
+        let layers = [Layer::new(members)];
+        layout.add("latest", &all(&layers, packing));
         registry.push_layout("some/image", layout.path());
         let server = before(&registry);
         let image = reference(&server, "latest");
@@ -121,14 +126,37 @@ fn what_one_mount_reads_the_next_one_fetches_at_once_and_before_it_is_asked() {
     drop(mounted);
 
     lazy.forget_bytes();
-    let before = lazy.ranges().len();
     let mounted = lazy
         .place
         .mount_with(&lazy.image, |command| _ = command.arg("--no-profile"));
     assert!(mounted.read(&name(5)).unwrap() == content(5));
+    let fetched = lazy.stats(mounted.path());
+    assert_eq!(fetched["moved"]["fetched"][2]["requests"], 0, "{fetched}");
     drop(mounted);
-    assert_eq!(lazy.ranges().len() - before, 1);
     assert_eq!(lazy.profile(), read, "--no-profile records nothing");
+}
+
+#[test]
+fn what_the_builder_of_an_image_nobody_has_read_thought_of_is_fetched_before_it_is_asked() {
+    let member = |seed| file(name(seed), content(seed)).mode(0o644);
+    let mut members: Vec<_> = (0..FILES).map(member).collect();
+    members.insert(3, prefetch_landmark());
+    let Some(lazy) = Lazy::of(members, Packing::Estargz) else {
+        return;
+    };
+    let mounted = lazy.place.mount(&lazy.image);
+    let fetched = |number: usize| {
+        lazy.stats(mounted.path())["moved"]["fetched"][number]["bytes"]
+            .as_u64()
+            .unwrap()
+    };
+    until(|| fetched(2) >= 3 * FILE_BYTES as u64);
+    for seed in 0..3 {
+        assert!(mounted.read(&name(seed)).unwrap() == content(seed));
+    }
+    assert_eq!(fetched(0), 0, "a reader waited");
+    assert!(mounted.read(&name(20)).unwrap() == content(20));
+    assert!(fetched(0) > 0);
 }
 
 #[test]

@@ -70,6 +70,16 @@ impl Chunks {
         self.prefetch_batch(batch);
     }
 
+    /// The chunks that the builders of the layers want fetched at once.
+    pub fn leads(&self) -> Vec<(u16, ChunkIndex)> {
+        let layers = self.layers.iter().zip(0u16..);
+        let leads = layers.flat_map(|(layer, number)| {
+            let chunks = 0..layer.table().lead();
+            chunks.map(move |chunk| (number, ChunkIndex(chunk)))
+        });
+        leads.collect()
+    }
+
     fn place(&self, layer: u16, index: ChunkIndex) -> Option<Range<u64>> {
         let chunk = self
             .layers

@@ -174,10 +174,10 @@ pub fn profile(store: &Store, manifest: Digest) -> Option<Profile> {
 }
 
 impl Shared {
-    /// Has fetched what the profile says. Files and parts that the image does not have are passed over.
+    /// Has fetched what the profile says, or, where nobody has read the image yet, what its builder thought of. Files and parts that the image does not have are passed over.
     fn replay(&self) {
         let Some(profile) = profile(&self.store, self.subject.manifest) else {
-            return;
+            return self.chunks.prefetch(&self.chunks.leads());
         };
         let mut seen = HashSet::new();
         let mut wanted = Vec::new();

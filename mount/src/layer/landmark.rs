@@ -3,8 +3,11 @@
 
 use super::entry::{Entry, Kind};
 
-/// Files of one byte: everything before the first is to be fetched ahead, or nothing is.
-const LANDMARKS: [&[u8]; 2] = [b".prefetch.landmark", b".no.prefetch.landmark"];
+/// A file of one byte: everything before it is to be fetched ahead.
+const PREFETCH: &[u8] = b".prefetch.landmark";
+
+/// Files of one byte: the layer's builder has thought of what is to be fetched ahead.
+const LANDMARKS: [&[u8]; 2] = [PREFETCH, b".no.prefetch.landmark"];
 
 /// The table of contents; it is the last file of its layer.
 const TOC: &[u8] = b"stargz.index.json";
@@ -25,6 +28,11 @@ impl Landmarks {
         let is_landmark = size == 1 && LANDMARKS.contains(&&*entry.path);
         self.has_passed |= is_landmark;
         is_landmark || (self.has_passed && entry.path == TOC)
+    }
+
+    /// Whether all before `entry`, which is hidden, is to be fetched ahead.
+    pub fn ends_lead(entry: &Entry) -> bool {
+        entry.path == PREFETCH
     }
 
     /// Makes `entry`, the layer's next, a hidden one if it is not to be shown.

@@ -319,6 +319,9 @@ impl<'w> Files<'w> {
     fn begin_file(&mut self, record: &Record<'_>) -> Result<(), Stop> {
         let entry = record.entry()?;
         let entry = if self.landmarks.hide(&entry) {
+            if Landmarks::ends_lead(&entry) {
+                self.writer.lead(self.written + self.last.len() as u32);
+            }
             None
         } else {
             entry.with_whiteouts_understood().map_err(Problem::Name)?

@@ -13,7 +13,8 @@ pub(super) struct Header {
     /// `b"SIFNLAYR"`.
     pub magic: [u8; 8],
     pub version: U32,
-    pub _reserved: U32,
+    /// So many chunks from the first on are worth fetching before anybody asks, as the layer's builder thinks.
+    pub lead: U32,
     /// The blob that the packed offsets of chunks count in.
     pub layer: [u8; 32],
     /// What the table was made from, if not from the blob itself: the digest of its index; else zeros.

@@ -51,6 +51,7 @@ pub struct Table {
     bytes: Sealed,
     layer: Digest,
     index: Option<Digest>,
+    lead: u32,
     entries: Span,
     pieces: Span,
     chunks: Span,
@@ -110,6 +111,10 @@ impl Table {
                 Ok(Self {
                     layer: Digest::from_bytes(header.layer),
                     index: (header.index != [0; 32]).then(|| Digest::from_bytes(header.index)),
+                    lead: header
+                        .lead
+                        .get()
+                        .min(u32::try_from(chunks.count).unwrap_or(u32::MAX)),
                     bytes,
                     entries,
                     pieces,
@@ -121,6 +126,11 @@ impl Table {
             }
             _ => Err(wrong("its parts do not fill the file")),
         }
+    }
+
+    /// The chunks that are worth fetching before anybody asks, as the layer's builder thinks: so many from the first on.
+    pub fn lead(&self) -> u32 {
+        self.lead
     }
 
     /// The blob that the packed offsets of chunks count in.

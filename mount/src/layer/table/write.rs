@@ -20,6 +20,7 @@ pub struct TableWriter {
     proofs: Part,
     windows: Part,
     index: Option<Digest>,
+    lead: u32,
     pub(super) names: Part,
 }
 
@@ -95,6 +96,7 @@ impl TableWriter {
             proofs: part()?,
             windows: part()?,
             index: None,
+            lead: 0,
             names: part()?,
         })
     }
@@ -111,6 +113,11 @@ impl TableWriter {
             self.windows.bytes(checkpoint.window)?;
         }
         Ok(index)
+    }
+
+    /// Says that the first `chunks` are worth fetching before anybody asks.
+    pub fn lead(&mut self, chunks: u32) {
+        self.lead = chunks;
     }
 
     /// Says that the table was made from the layer's index of this digest. The same layer may have others.
@@ -251,7 +258,7 @@ impl TableWriter {
         let header = Header {
             magic: MAGIC,
             version: VERSION.into(),
-            _reserved: 0.into(),
+            lead: self.lead.into(),
             layer: *layer.as_bytes(),
             index: self.index.map_or([0; 32], |index| *index.as_bytes()),
             entries: self.entries.records.into(),

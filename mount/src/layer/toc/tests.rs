@@ -201,6 +201,25 @@ fn landmarks_are_hidden_at_the_root() {
 }
 
 #[test]
+fn what_lies_before_the_prefetch_landmark_leads() {
+    let record = |name: &str, offset: u32| {
+        format!(
+            r#"{{"type":"reg","name":"{name}","size":1,"offset":{offset},"digest":"{DIGEST}"}}"#
+        )
+    };
+    for (landmark, expected) in [(".prefetch.landmark", 2), (".no.prefetch.landmark", 0)] {
+        let json = format!(
+            r#"{{"entries":[{},{},{},{}],"version":1}}"#,
+            record("first", 10),
+            record("second", 20),
+            record(landmark, 30),
+            record("rest", 40),
+        );
+        assert_eq!(table_of(&json).unwrap().lead(), expected, "{landmark}");
+    }
+}
+
+#[test]
 fn a_name_may_come_twice() {
     let records = r#"{"type":"dir","name":"a"},{"type":"fifo","name":"a"}"#;
     assert_eq!(table(records).unwrap().entry_count(), 2);
