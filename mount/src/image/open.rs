@@ -298,7 +298,9 @@ impl<'a> Opener<'a> {
             return Ok(digest);
         }
         let name = self.reference.to_string();
-        if let Some(digest) = self.remembered(&name) {
+        // What a web server has is told by the answer with its first bytes, without which it cannot be read.
+        let is_told_anyway = matches!(self.reference, Reference::Web(_)) && !self.options.offline;
+        if let Some(digest) = self.remembered(&name).filter(|_| !is_told_anyway) {
             tracing::debug!("{name}: {digest}, as when it was last asked for");
             return Ok(digest);
         }
@@ -325,7 +327,7 @@ impl<'a> Opener<'a> {
     /// Where the image is, whatever its tag.
     pub(super) fn repository(&self) -> String {
         match self.reference {
-            Reference::Registry(reference) => {
+            Reference::Registry(reference) | Reference::Oras(reference) => {
                 format!("{}/{}", reference.host, reference.repository)
             }
             other => other.to_string(),

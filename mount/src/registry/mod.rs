@@ -7,7 +7,9 @@ mod answer;
 mod auth;
 mod challenge;
 mod client;
+mod content;
 mod credential;
+mod engine;
 mod failure;
 pub mod login;
 mod mirrors;
@@ -17,6 +19,7 @@ mod push;
 mod remote;
 mod settings;
 mod stream;
+mod web;
 
 use std::io::Read;
 use std::ops::Range;
@@ -37,9 +40,12 @@ use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::reference::{DEFAULT_TAG, RegistryReference};
 
+pub use self::content::OnSent;
+pub use self::engine::engine_image;
 pub use self::platform::Platform;
 pub use self::push::Destination;
 pub use self::settings::{Credentials, Secret, Settings};
+pub use self::web::{WebFile, web_file};
 
 /// Manifests and indexes are never longer (the distribution specification's own limit).
 pub const MANIFEST_BYTES_LIMIT: usize = 4 << 20;
@@ -389,5 +395,9 @@ impl Blob for RemoteBlob {
 
     fn is_remote(&self) -> bool {
         true
+    }
+
+    fn is_named_by_its_bytes(&self) -> bool {
+        self.main().version.is_none()
     }
 }
