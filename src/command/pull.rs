@@ -71,13 +71,10 @@ impl Args {
     /// What this command's options, and variables, say about the settings of all. `has_arch` tells that --arch was given: then
     /// the variable for it says nothing.
     pub fn amend(&self, settings: &mut Settings, has_arch: bool) {
-        let architecture = variable(&["PULL_ARCH"]).and_then(|name| name.into_string().ok());
-        if let Some(architecture) = architecture
-            && !has_arch
-        {
-            let variant = variable(&["PULL_ARCH_VARIANT"]);
-            let variant = variant.as_deref().and_then(OsStr::to_str);
-            settings.open.registry.platform = Platform::linux(&architecture, variant);
+        let text = |name| variable(&[name]).and_then(|text| text.into_string().ok());
+        if let Some(architecture) = text("PULL_ARCH").filter(|_| !has_arch) {
+            let variant = text("PULL_ARCH_VARIANT");
+            settings.open.registry.platform = Platform::linux(&architecture, variant.as_deref());
         }
         settings.open.registry.plain_http |= is_set(&["NOHTTPS", "NO_HTTPS"]);
         if self.disable_cache || is_set(&["DISABLE_CACHE"]) {

@@ -228,6 +228,13 @@ fn asked(address: &WebAddress, settings: &Settings) -> Result<WebFile, SourceErr
                 status: Some(404 | 410),
                 ..
             } => "check the address",
+            BlobError::Unreachable { .. }
+                if error
+                    .hint()
+                    .is_some_and(|hint| hint.contains("--no-https")) =>
+            {
+                "if the server speaks plain HTTP, write http://"
+            }
             _ => return SourceError::Blob(error),
         };
         SourceError::File {

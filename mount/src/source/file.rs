@@ -55,8 +55,19 @@ impl Place {
             hint: Some("name a directory with room in $TMPDIR".into()),
             source: Some(source),
         })?;
-        engine_image(name, settings, &file)?;
         let path = format!("docker-daemon:{name}");
+        engine_image(name, settings, &file).map_err(|error| SourceError::File {
+            place: path.clone(),
+            hint: Some(match &error {
+                BlobError::Refused {
+                    status: Some(404), ..
+                } => "docker images shows which there are; docker://NAME takes one from a registry".into(),
+                _ => "see whether Docker runs here and whether you may use its socket, which DOCKER_HOST=unix:///… names"
+                    .to_owned(),
+            }),
+            problem: "the image cannot be had from the daemon".into(),
+            source: Some(io::Error::other(error)),
+        })?;
         Archive::of(file, Path::new(&path)).map(Self::Archive)
     }
 
