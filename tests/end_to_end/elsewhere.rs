@@ -541,7 +541,9 @@ fn images_whose_layers_are_squashfs_hide_what_they_say_in_a_registry_and_in_a_fi
 }
 
 /// A daemon that has one image, which it hands out as Docker does: over HTTP at a Unix socket, in chunks.
-fn daemon(socket: &Path, name: &'static str, archive: Vec<u8>) {
+fn daemon(socket: &Path, name: &'static str, archive: Vec<u8>) -> Arc<AtomicU64> {
+    let exported = Arc::new(AtomicU64::new(0));
+    let exports = Arc::clone(&exported);
     let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
@@ -549,9 +551,18 @@ fn daemon(socket: &Path, name: &'static str, archive: Vec<u8>) {
             let Ok(Some(request)) = crate::support::http::received(&mut reader) else {
                 continue;
             };
-            let found = request.second() == format!("/images/{name}/get");
-            let _ = match (request.method(), found) {
-                ("GET", true) => {
+            let asked = request.second().strip_prefix(&format!("/images/{name}/"));
+            let _ = match asked {
+                Some("json") => {
+                    let body = format!("{{\"Id\": \"{}\"}}", Digest::of(&archive));
+                    let len = body.len();
+                    write!(
+                        stream,
+                        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n\r\n{body}"
+                    )
+                }
+                Some("get") => {
+                    exports.fetch_add(1, Ordering::Relaxed);
                     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\n\r\n";
                     stream.write_all(head.as_bytes()).and_then(|()| {
                         for piece in archive.chunks(30_000) {
@@ -573,6 +584,7 @@ fn daemon(socket: &Path, name: &'static str, archive: Vec<u8>) {
             };
         }
     });
+    exported
 }
 
 #[test]
@@ -604,7 +616,7 @@ fn an_image_of_the_docker_daemon_is_taken_from_its_socket() {
     };
     assert!(copied.status.success(), "{copied:?}");
     let socket = place.path("docker.sock");
-    daemon(
+    let exports = daemon(
         &socket,
         "h.x:5000/owner/thing:1",
         fs::read(archive).unwrap(),
@@ -637,4 +649,6 @@ fn an_image_of_the_docker_daemon_is_taken_from_its_socket() {
         });
         assert_eq!(mounted.read("said").unwrap(), b"by a daemon\n");
     }
+    // The store has all of it, and the daemon says that it is still the same.
+    assert_eq!(exports.load(Ordering::Relaxed), 1);
 }

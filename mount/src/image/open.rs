@@ -292,7 +292,7 @@ impl<'a> Opener<'a> {
     /// What the reference names now, or named a moment ago.
     fn resolved(&self) -> Result<Digest, OpenError> {
         if !self.reference.is_remote() {
-            return Ok(self.source.resolve()?);
+            return self.resolved_here();
         }
         if let Some(digest) = self.reference.digest() {
             return Ok(digest);
@@ -310,6 +310,20 @@ impl<'a> Opener<'a> {
         }
         let digest = self.source.resolve()?;
         tracing::debug!("{name}: {digest}");
+        self.store.remember_tag(&name, digest);
+        Ok(digest)
+    }
+
+    /// What a reference to a place on this machine names.
+    fn resolved_here(&self) -> Result<Digest, OpenError> {
+        let Some(name) = self.source.exact_name()? else {
+            return Ok(self.source.resolve()?);
+        };
+        let known = self.store.tag(&name, Duration::MAX);
+        if let Some(known) = known.filter(|&known| self.store.manifest(known).is_some()) {
+            return Ok(known);
+        }
+        let digest = self.source.resolve()?;
         self.store.remember_tag(&name, digest);
         Ok(digest)
     }

@@ -41,7 +41,7 @@ use crate::extent::PackedOffset;
 use crate::reference::{DEFAULT_TAG, RegistryReference};
 
 pub use self::content::OnSent;
-pub use self::engine::engine_image;
+pub use self::engine::{engine_image, engine_image_id};
 pub use self::platform::Platform;
 pub use self::push::Destination;
 pub use self::settings::{Credentials, Secret, Settings};

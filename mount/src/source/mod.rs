@@ -27,7 +27,7 @@ use crate::extent::PackedOffset;
 use crate::reference::Reference;
 use crate::registry::{Platform, Registry, Settings};
 
-use self::docker::DockerArchive;
+use self::docker::{DaemonImage, DockerArchive};
 use self::elsewhere::{Oras, Web};
 use self::file::Place;
 use self::layout::Layout;
@@ -46,6 +46,12 @@ pub struct Source {
 /// What every kind of place can do.
 trait Origin: Send + Sync {
     fn resolve(&self) -> Result<Digest, SourceError>;
+
+    /// A name that nothing else ever has, where that is told sooner than what it resolves to.
+    fn exact_name(&self) -> Result<Option<String>, SourceError> {
+        Ok(None)
+    }
+
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError>;
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob>;
 
@@ -116,9 +122,7 @@ impl Source {
             Reference::DockerArchive { file, tag } => {
                 Box::new(DockerArchive::open(Place::archive(file)?, tag.as_deref())?)
             }
-            Reference::DockerDaemon { name } => {
-                Box::new(DockerArchive::open(Place::daemon(name, settings)?, None)?)
-            }
+            Reference::DockerDaemon { name } => Box::new(DaemonImage::new(name, settings)),
             Reference::File(path) => file(path, settings)?,
             Reference::Oras(reference) => Box::new(Oras::new(reference, settings)),
             Reference::Web(address) => Box::new(Web::new(address, settings)),
@@ -133,6 +137,11 @@ impl Source {
     /// reference has a digest.
     pub fn resolve(&self) -> Result<Digest, SourceError> {
         self.kind.resolve()
+    }
+
+    /// A name that nothing else ever has: what it resolves to can be remembered. Only of places where that saves something.
+    pub fn exact_name(&self) -> Result<Option<String>, SourceError> {
+        self.kind.exact_name()
     }
 
     /// The bytes of a manifest or index; they match `digest`.
