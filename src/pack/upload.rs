@@ -51,16 +51,16 @@ pub enum UploadError {
         source: SifError,
     },
     /// A digest names what is there; it can be no name for what is pushed.
-    #[error("oras://{place}: a file is pushed under a tag, not under a digest")]
+    #[error("{place}: a file is pushed under a tag, not under a digest")]
     Digest {
         /// Where it was to be pushed.
-        place: RegistryReference,
+        place: String,
     },
     /// The registry did not take it.
-    #[error("oras://{place}: the file was not pushed")]
+    #[error("{place}: the file was not pushed")]
     Refused {
         /// Where it was to be pushed.
-        place: RegistryReference,
+        place: String,
         /// Why.
         #[source]
         source: BlobError,
@@ -110,7 +110,7 @@ pub fn push(
         source,
     };
     if place.digest.is_some() {
-        let place = place.clone();
+        let place = format!("oras://{place}");
         return Err(UploadError::Digest { place });
     }
     let file = File::open(path).map_err(unread)?;
@@ -123,7 +123,7 @@ pub fn push(
     })?;
     let (digest, bytes) = hashed(&file).map_err(unread)?;
     let refused = |source| UploadError::Refused {
-        place: place.clone(),
+        place: format!("oras://{place}"),
         source,
     };
     let destination = Destination::new(place, settings);

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::file::{Part, regular};
+use super::file::{Part, Place, regular};
 use super::manifest::Descriptor;
 use super::sif::{ObjectKind, Sif, SifError};
 use super::{Origin, SourceError};
@@ -167,7 +167,7 @@ impl FileSystem {
 
 /// Whether the file at `path` is a SIF, or begins like a squashfs.
 pub fn is_image_file(path: &Path) -> bool {
-    FileSystem::open(path, Duration::from_secs(60)).is_ok()
+    FileSystem::open(path, Duration::from_secs(60)).is_ok() || Place::sif(path).is_some()
 }
 
 /// The file system in a file.
