@@ -58,6 +58,8 @@ pub enum Voucher {
     Manifest,
     /// An image's manifest, of one of the image's layers as a whole.
     Image,
+    /// The same, in a file of the user's own.
+    ImageFile,
 }
 
 /// The squashfs layers of OCI-SIFs.
@@ -148,9 +150,16 @@ impl Index {
                 Voucher::Server => {
                     "the server is believed: blocks have no digests, and reads fail once the file changes there"
                 }
-                Voucher::Manifest | Voucher::Image => {
+                Voucher::Manifest => {
                     "the manifest names the digest of the whole, which `sifon complete` and `sifon pull` check; blocks have none, \
                      and are believed until then"
+                }
+                Voucher::Image => {
+                    "the manifest names the digest of the whole, which `sifon complete` checks; blocks have none, and are \
+                     believed until then"
+                }
+                Voucher::ImageFile => {
+                    "it is in a file of yours: blocks have no digests, and are believed"
                 }
             },
         }
@@ -159,28 +168,32 @@ impl Index {
 
 impl Voucher {
     fn is_of_an_image(self) -> bool {
-        self == Self::Image
+        matches!(self, Self::Image | Self::ImageFile)
     }
 }
 
 impl Opener<'_> {
     /// What the layer's own annotations promise, or the kind of the reference.
     pub(super) fn promised(&self, layer: &Descriptor) -> Result<Option<Index>, Unusable> {
-        let voucher = match self.reference() {
-            Reference::File(_) => Voucher::User,
-            Reference::Web(_) => Voucher::Server,
-            Reference::Oras(_) => Voucher::Manifest,
-            _ => Voucher::Image,
-        };
         // Only these have a manifest of our own, whose words on places can be believed.
-        if self.reference().is_file_system()
-            && let Some((at, len)) = source::place_in(layer)
-        {
+        let place = match self.reference().is_file_system() {
+            true => source::place_in(layer),
+            false => None,
+        };
+        if let Some((at, len)) = place {
+            let voucher = match self.reference() {
+                Reference::Oras(_) => Voucher::Manifest,
+                Reference::Web(_) => Voucher::Server,
+                _ => Voucher::User,
+            };
             return Ok(Some(Index::Squashfs { at, len, voucher }));
         }
         if layer.media_type == SQUASHFS_LAYER {
             let (at, len) = (0, layer.size);
-            let voucher = Voucher::Image;
+            let voucher = match self.reference().is_remote() {
+                true => Voucher::Image,
+                false => Voucher::ImageFile,
+            };
             return Ok(Some(Index::Squashfs { at, len, voucher }));
         }
         Index::promised(layer)
