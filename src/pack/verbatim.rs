@@ -16,6 +16,7 @@ use sifon_mount::source::sif::{Sif, SifError};
 use sifon_mount::store::Store;
 
 use super::place::{NewFile, PlaceError};
+use crate::output::bytes;
 
 /// What a squashfs begins with.
 const SQUASHFS_MAGIC: [u8; 4] = *b"hsqs";
@@ -115,6 +116,14 @@ pub fn copy(
                 timeout: options.timeout,
             };
             let download = Download::new(remote.blob, copy, limits);
+            let kept = download.kept_bytes();
+            if kept > 0 {
+                tracing::info!(
+                    "{reference}: {} of {} are here already",
+                    bytes(kept),
+                    bytes(size)
+                );
+            }
             let mut write = |bytes: &[u8], at| new.file().write_all_at(bytes, at);
             download.write_to(options.progress, &mut write)
         }

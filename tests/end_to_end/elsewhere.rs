@@ -376,7 +376,9 @@ fn an_interrupted_download_goes_on_where_it_stood() {
     assert!(!output.exists());
     is_well.store(true, Ordering::Relaxed);
     let before = asked_for(&server);
-    place.says(["pull", "out.sif", &url(&server)]);
+    let mut again = place.sifon(["pull", "out.sif", &url(&server)]);
+    let said = complaint(&again.output().unwrap());
+    assert!(said.contains("are here already"), "{said}");
     assert_eq!(fs::read(output).unwrap(), expected);
     assert!(
         asked_for(&server) - before < size,
