@@ -129,6 +129,8 @@ fn a_sif_is_pushed_to_a_registry_shown_from_there_and_pulled_as_it_was() {
     );
     let said = place.refusal(&mut place.sifon(["pull", &name]));
     assert!(said.contains("Image file already exists"), "{said}");
+    let said = place.refusal(&mut place.sifon(["inspect", &name.replace(":1", ":2")]));
+    assert!(said.contains("manifest oras://"), "{said}");
     let said = place.refusal(&mut place.sifon(["pull", "--arch", "riscv64", "z.sif", &name]));
     assert!(said.contains("not for riscv64"), "{said}");
     let told = place.says(["inspect", &name]);

@@ -65,6 +65,8 @@ struct Shared {
     places: Vec<Place>,
     settings: Settings,
     reference: RegistryReference,
+    /// How the user calls what is in it.
+    scheme: &'static str,
     network: OnceLock<Arc<Network>>,
     /// A manifest that came when only its digest was asked for.
     spare: Mutex<Option<(Digest, Bytes)>>,
@@ -82,10 +84,20 @@ impl Shared {
 impl Registry {
     /// The repository that `reference` names. Nothing is asked yet.
     pub fn new(reference: &RegistryReference, settings: &Settings) -> Self {
-        Self::with_access(reference, settings, Access::Read)
+        Self::with_access(reference, settings, Access::Read, "docker")
     }
 
-    fn with_access(reference: &RegistryReference, settings: &Settings, access: Access) -> Self {
+    /// The same, for the files in it, which are called `oras://` in messages.
+    pub fn of_files(reference: &RegistryReference, settings: &Settings) -> Self {
+        Self::with_access(reference, settings, Access::Read, "oras")
+    }
+
+    fn with_access(
+        reference: &RegistryReference,
+        settings: &Settings,
+        access: Access,
+        scheme: &'static str,
+    ) -> Self {
         // What is written goes to the registry itself.
         let mirrors = match access {
             Access::Read => mirrors(reference, settings),
@@ -106,6 +118,7 @@ impl Registry {
             places,
             settings: settings.clone(),
             reference: reference.clone(),
+            scheme,
             network: OnceLock::new(),
             spare: Mutex::new(None),
         }))
@@ -132,7 +145,7 @@ impl Registry {
             return Ok(digest);
         }
         let tag = self.0.reference.tag.as_deref().unwrap_or(DEFAULT_TAG);
-        let object = format!("manifest docker://{}", self.0.reference);
+        let object = format!("manifest {}://{}", self.0.scheme, self.0.reference);
         let path = format!("manifests/{tag}");
         match self.small(Method::HEAD, &path, MANIFEST_BYTES_LIMIT, &object) {
             Ok((Some(digest), _)) => return Ok(digest),

@@ -33,7 +33,12 @@ pub struct Destination(Registry);
 impl Destination {
     /// The repository that `reference` names. Nothing is asked yet.
     pub fn new(reference: &RegistryReference, settings: &Settings) -> Self {
-        Self(Registry::with_access(reference, settings, Access::Write))
+        Self(Registry::with_access(
+            reference,
+            settings,
+            Access::Write,
+            "docker",
+        ))
     }
 
     /// Puts a blob there, if it is not there yet; gives its digest.

@@ -53,6 +53,7 @@ pub fn web_file(address: &WebAddress, settings: &Settings) -> Result<WebFile, Bl
             tag: None,
             digest: None,
         },
+        scheme: if address.is_plain() { "http" } else { "https" },
         network: Default::default(),
         spare: Default::default(),
     }));

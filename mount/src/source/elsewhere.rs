@@ -37,7 +37,7 @@ pub fn remote_file(
 ) -> Option<Result<RemoteFile, SourceError>> {
     match reference {
         Reference::Oras(repository) => {
-            let registry = Registry::new(repository, settings);
+            let registry = Registry::of_files(repository, settings);
             let layer = sif_in(&registry, repository, settings);
             Some(layer.map(|layer| RemoteFile {
                 blob: registry.blob(layer.digest, layer.size),
@@ -117,7 +117,7 @@ impl Oras {
     pub(super) fn new(reference: &RegistryReference, settings: &Settings) -> Self {
         Self {
             reference: reference.clone(),
-            registry: Registry::new(reference, settings),
+            registry: Registry::of_files(reference, settings),
             settings: settings.clone(),
             opened: OnceLock::new(),
         }
