@@ -11,7 +11,7 @@ use sifon_mount::store;
 
 use crate::command::{
     build, cache, compact, complete, demo, exec, hint, index, inspect, instance, mount, profile,
-    ps, pull, registry as registries, run, serve, shell, stats, stop, umount,
+    ps, pull, push, registry as registries, run, serve, shell, stats, stop, umount,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -33,7 +33,8 @@ const USAGE: u8 = 1;
 ///
 ///   docker://python:3.11                     from Docker Hub
 ///   docker://ghcr.io/owner/name@sha256:…     from another registry, by digest
-///   oci:DIR[:TAG]  oci-archive:FILE  docker-archive:FILE
+///   oci:DIR[:TAG]  oci-archive:FILE  docker-archive:FILE  docker-daemon:NAME
+///   x.sif  oras://ghcr.io/owner/name:tag  https://example.org/x.sif
 #[derive(Debug, Parser)]
 #[command(name = "sifon", version, verbatim_doc_comment)]
 struct Cli {
@@ -61,6 +62,7 @@ enum Command {
     Ps(ps::Args),
     Stop(stop::Args),
     Pull(pull::Args),
+    Push(push::Args),
     Build(build::Args),
     Compact(compact::Args),
     Registry(registries::Args),
@@ -297,12 +299,15 @@ pub fn main() -> ExitCode {
             };
         }
     };
+    let has_arch = cli.settings.arch.is_some();
     let mut settings = cli.settings.resolved();
     if cli.silent {
         settings.verbosity = Verbosity::Quiet;
     }
-    if let Command::Pull(args) = &cli.command {
-        args.amend(&mut settings);
+    match &cli.command {
+        Command::Pull(args) => args.amend(&mut settings, has_arch),
+        Command::Push(args) => args.amend(&mut settings),
+        _ => {}
     }
     let context = Context::new(settings);
     let done = match &cli.command {
@@ -316,6 +321,7 @@ pub fn main() -> ExitCode {
         Command::Ps(args) => ps::run(args),
         Command::Stop(args) => stop::run(args),
         Command::Pull(args) => pull::run(&context, args),
+        Command::Push(args) => push::run(&context, args),
         Command::Build(args) => build::run(&context, args),
         Command::Compact(args) => compact::run(&context, args),
         Command::Registry(args) => registries::run(&context, args),

@@ -469,3 +469,44 @@ fn stored_by_soci(registry: &RealRegistry, index: &str, directory: &Path) -> Str
     .unwrap();
     ztoc.to_owned()
 }
+
+#[test]
+fn sifs_go_through_a_registry_both_ways() {
+    let Some(oracle) = Oracle::new() else { return };
+    let Some(registry) = RealRegistry::open() else {
+        return;
+    };
+    oracle.pack("x.sif", &Image::busybox(), &config(), Compression::Gzip(6));
+    let file = |name: &str| std::fs::read(oracle.shared.path().join(name)).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let sifon = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_sifon"))
+            .args(words)
+            .current_dir(oracle.shared.path())
+            .env("SIFON_STORE", home.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let ours = format!("oras://{}/ours/x:1", registry.address());
+    sifon(&["push", "x.sif", &ours]);
+    oracle.run(&["apptainer", "pull", "--no-https", "theirs.sif", &ours]);
+    assert!(file("theirs.sif") == file("x.sif"));
+
+    let theirs = format!("oras://{}/theirs/x:1", registry.address());
+    oracle.run(&["apptainer", "push", "--no-https", "x.sif", &theirs]);
+    sifon(&["pull", "ours.sif", &theirs]);
+    assert!(file("ours.sif") == file("x.sif"));
+    let told: Value = serde_json::from_str(&sifon(&["inspect", "--json", &theirs])).unwrap();
+    assert_eq!(told["layers"][0]["format"], "squashfs");
+
+    // What both wrote says the same.
+    let manifest = |name: &str| -> Value {
+        let path = format!("/v2/{name}/x/manifests/1");
+        let accept = ("Accept", "application/vnd.oci.image.manifest.v1+json");
+        let answer = support::http::asked(registry.address(), "GET", &path, &[accept], b"");
+        serde_json::from_slice(&answer.unwrap().body).unwrap()
+    };
+    assert_eq!(manifest("ours"), manifest("theirs"));
+}

@@ -112,7 +112,7 @@ fn the_first_session_works_as_it_is_written() {
             "usr/bin/python3",
             "\nhello\n",
             " used in ",
-            "1 image removed",
+            "2 images removed",
         ] {
             assert!(said.contains(expected), "{expected:?}: {said}\n{problem}");
         }

@@ -1,10 +1,14 @@
 //! Bytes under a digest, wherever they lie: at a registry, in a layout, inside an archive.
 
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use lru::LruCache;
+use parking_lot::Mutex;
 
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
@@ -62,6 +66,82 @@ pub trait Blob: Send + Sync {
 
     /// Whether a range costs a request over a network, so that few large ones are better.
     fn is_remote(&self) -> bool;
+
+    /// Whether all its bytes hash to its digest. If not, the digest is only a name that another version would not have.
+    fn is_named_by_its_bytes(&self) -> bool {
+        true
+    }
+}
+
+/// Reads a blob in large pieces, of which the last are kept, so that many small reads in some order cost few requests.
+pub struct Windows {
+    blob: Arc<dyn Blob>,
+    bytes: u64,
+    timeout: Duration,
+    kept: Mutex<LruCache<u64, Bytes>>,
+}
+
+impl Windows {
+    /// Pieces of `bytes` bytes at multiples of that, `count` of which are kept; each may take `timeout`.
+    pub fn new(blob: Arc<dyn Blob>, bytes: u64, count: NonZeroUsize, timeout: Duration) -> Self {
+        Self {
+            blob,
+            bytes,
+            timeout,
+            kept: Mutex::new(LruCache::new(count)),
+        }
+    }
+
+    /// The same; the blob's first bytes are known.
+    pub fn beginning_with(self, head: Bytes) -> Self {
+        if head.len() as u64 == self.bytes.min(self.blob.size()) {
+            self.kept.lock().put(0, head);
+        }
+        self
+    }
+
+    /// How long the blob is.
+    pub fn blob_size(&self) -> u64 {
+        self.blob.size()
+    }
+
+    /// Exactly `len` bytes from `at`. Takes that much memory only once they are known to be within the blob.
+    pub fn read(&self, at: u64, len: usize) -> Result<Bytes, BlobError> {
+        let end = at.checked_add(len as u64);
+        let end = end.filter(|&end| end <= self.blob.size());
+        let end = end.ok_or_else(|| BlobError::Wrong {
+            object: format!("blob {}", self.blob.digest()),
+            problem: format!("{len} bytes at {at} are not within it"),
+        })?;
+        let part = |number: u64| {
+            let window = self.window(number)?;
+            let start = number * self.bytes;
+            let from = at.saturating_sub(start) as usize;
+            let until = (end - start).min(window.len() as u64) as usize;
+            Ok::<_, BlobError>(window.slice(from..until))
+        };
+        let numbers = at / self.bytes..end.div_ceil(self.bytes).max(at / self.bytes);
+        if numbers.end - numbers.start == 1 {
+            return part(numbers.start);
+        }
+        let mut bytes = BytesMut::new();
+        for number in numbers {
+            bytes.extend_from_slice(&part(number)?);
+        }
+        Ok(bytes.freeze())
+    }
+
+    fn window(&self, number: u64) -> Result<Bytes, BlobError> {
+        if let Some(window) = self.kept.lock().get(&number) {
+            return Ok(window.clone());
+        }
+        let at = number * self.bytes;
+        let len = self.bytes.min(self.blob.size() - at) as usize;
+        let deadline = Instant::now() + self.timeout;
+        let window = self.blob.read(PackedOffset(at), len, deadline)?;
+        self.kept.lock().put(number, window.clone());
+        Ok(window)
+    }
 }
 
 /// Why bytes of a blob did not come.
@@ -188,5 +268,58 @@ impl Blob for OfflineBlob {
 
     fn is_remote(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A blob that counts what is read of it.
+    struct Counted(Bytes, Mutex<Vec<(u64, usize)>>);
+
+    impl Blob for Counted {
+        fn digest(&self) -> Digest {
+            Digest::of(&self.0)
+        }
+
+        fn size(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read(&self, at: PackedOffset, len: usize, _: Instant) -> Result<Bytes, BlobError> {
+            self.1.lock().push((at.0, len));
+            Ok(self.0.slice(at.0 as usize..at.0 as usize + len))
+        }
+
+        fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+            unimplemented!("not asked for here")
+        }
+
+        fn is_remote(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn small_reads_in_windows_give_the_blob_and_ask_for_each_window_once() {
+        let content: Vec<u8> = (0..1050u32).map(|at| (at % 251) as u8).collect();
+        let blob = Arc::new(Counted(content.clone().into(), Mutex::default()));
+        let count = NonZeroUsize::new(20).unwrap();
+        let windows = Windows::new(blob.clone(), 100, count, Duration::from_secs(9));
+        let windows = windows.beginning_with(blob.0.slice(..100));
+        for at in 0..content.len() {
+            for len in [0, 1, 7, 100, 250].map(|len: usize| len.min(content.len() - at)) {
+                let read = windows.read(at as u64, len).unwrap();
+                assert_eq!(read, content[at..at + len], "{len} at {at}");
+            }
+        }
+        let expected: Vec<_> = (1..11)
+            .map(|n| (n * 100, if n < 10 { 100 } else { 50 }))
+            .collect();
+        assert_eq!(*blob.1.lock(), expected);
+        for (at, len) in [(1051, 0), (1050, 1), (0, 1051), (u64::MAX, 2)] {
+            assert!(windows.read(at, len).is_err(), "{len} at {at}");
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! What the user calls an image: `docker://python:3.11`, `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`, `FILE.sif`.
+//! What the user calls an image: `docker://python:3.11`, `oras://HOST/NAME:TAG`, `https://HOST/x.sif`, `oci:DIR`,
+//! `oci-archive:FILE`, `docker-archive:FILE`, `docker-daemon:NAME`, `FILE.sif`.
 //!
 //! Nothing is looked up here; a reference is a value.
 
@@ -42,8 +43,76 @@ pub enum Reference {
         /// Which image of it, as `name:tag` or tag; not needed when there is only one.
         tag: Option<String>,
     },
+    /// `docker-daemon:NAME[:TAG]`, an image in a Docker daemon on this machine.
+    DockerDaemon {
+        /// Its name as the daemon knows it.
+        name: String,
+    },
     /// `FILE.sif`, `./FILE`, `/DIR/FILE`: a SIF or a squashfs.
     File(PathBuf),
+    /// `oras://[host[:port]/]repository[:tag][@digest]`, a SIF in a registry.
+    Oras(RegistryReference),
+    /// `http[s]://…/FILE.sif`, a SIF or a squashfs at a web server.
+    Web(WebAddress),
+}
+
+/// The address of a file at a web server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WebAddress(String);
+
+/// No browser or server takes longer ones.
+const WEB_ADDRESS_BYTES_LIMIT: usize = 8192;
+
+impl WebAddress {
+    /// All of it, as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the user wrote `http:`, not `https:`.
+    pub fn is_plain(&self) -> bool {
+        self.0.starts_with("http:")
+    }
+
+    /// Host and port.
+    pub fn host(&self) -> &str {
+        let (_, rest) = self
+            .0
+            .split_once("://")
+            .expect("every address has a scheme");
+        rest.split(['/', '?']).next().unwrap_or(rest)
+    }
+
+    /// Without what follows a question mark, which may be a secret.
+    pub fn without_query(&self) -> &str {
+        self.0.split('?').next().unwrap_or(&self.0)
+    }
+
+    fn parse(scheme: &str, rest: &[u8]) -> Result<Self, String> {
+        let rest = str::from_utf8(rest).ok();
+        let is_printed = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
+        let rest = rest.filter(|rest| rest.bytes().all(is_printed));
+        let rest =
+            rest.ok_or("an address is written in ASCII: other characters, spaces and # as %XX")?;
+        if rest.len() > WEB_ADDRESS_BYTES_LIMIT {
+            return Err("the address is longer than any server takes".into());
+        }
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if host.contains('@') {
+            return Err("credentials do not belong into an address".into());
+        }
+        check_host(host)?;
+        if path.is_empty() {
+            return Err("the address names no file".into());
+        }
+        Ok(Self(format!("{scheme}://{rest}")))
+    }
+}
+
+impl fmt::Display for WebAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Ends of names that only files of this kind have.
@@ -78,7 +147,8 @@ impl ParseReferenceError {
     }
 }
 
-const SCHEMES: &str = "docker://[HOST/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], FILE.sif";
+const SCHEMES: &str = "docker://[HOST/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], \
+     docker-daemon:NAME[:TAG], FILE.sif, oras://HOST/NAME[:TAG], https://HOST/FILE.sif";
 
 impl Reference {
     /// Reads a reference whose path, if it has one, may be any bytes.
@@ -113,7 +183,12 @@ impl Reference {
 
     /// Whether the image is on another machine.
     pub fn is_remote(&self) -> bool {
-        matches!(self, Self::Registry(_))
+        matches!(self, Self::Registry(_) | Self::Oras(_) | Self::Web(_))
+    }
+
+    /// Whether what it names is a file system in a file, such as a SIF: it has scripts of its own, and no layers.
+    pub fn is_file_system(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Oras(_) | Self::Web(_))
     }
 
     fn of_scheme(scheme: &[u8], rest: &[u8]) -> Result<Self, Problem> {
@@ -125,6 +200,26 @@ impl Reference {
                 let name = str::from_utf8(name)
                     .map_err(|_| Problem::bad("a registry's names are ASCII".into()))?;
                 name.parse().map(Self::Registry).map_err(Problem::bad)
+            }
+            b"oras" => {
+                let name = rest
+                    .strip_prefix(b"//")
+                    .and_then(|name| str::from_utf8(name).ok())
+                    .ok_or_else(|| Problem::bad("oras: is followed by // and a name".into()))?;
+                name.parse().map(Self::Oras).map_err(Problem::bad)
+            }
+            b"http" | b"https" if rest.starts_with(b"//") => {
+                let scheme = if scheme == b"http" { "http" } else { "https" };
+                WebAddress::parse(scheme, &rest[2..])
+                    .map(Self::Web)
+                    .map_err(Problem::bad)
+            }
+            b"docker-daemon" => {
+                let name = str::from_utf8(rest)
+                    .map_err(|_| Problem::bad("a daemon's names are ASCII".into()))?;
+                daemon_name(name)
+                    .map(|name| Self::DockerDaemon { name })
+                    .map_err(Problem::bad)
             }
             b"oci" => {
                 let (directory, tag) = path_and_tag(rest)?;
@@ -138,7 +233,7 @@ impl Reference {
                 let (file, tag) = path_and_tag(rest)?;
                 Ok(Self::DockerArchive { file, tag })
             }
-            _ if rest.starts_with(b"//") || scheme == b"docker-daemon" => {
+            _ if rest.starts_with(b"//") => {
                 Err(Problem::unknown("images cannot be taken from such a place"))
             }
             _ => Err(Problem::unknown(
@@ -200,11 +295,8 @@ fn advice(text: &str) -> String {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     match scheme {
         "" => {}
-        "oras" | "library" | "shub" => {
+        "library" | "shub" => {
             return format!("a SIF is pulled with apptainer and used as a file; {works}");
-        }
-        "http" | "https" if !rest.contains("..") && rest.parse::<RegistryReference>().is_ok() => {
-            return format!("a registry is written docker://{rest}; {works}");
         }
         _ => return works,
     }
@@ -229,6 +321,23 @@ fn without_password(text: &str) -> String {
         }
         _ => short,
     }
+}
+
+/// The name of an image in a daemon, or its number (`sha256:…`): a tag is added as `docker` adds it.
+fn daemon_name(name: &str) -> Result<String, String> {
+    if name.parse::<Digest>().is_ok() {
+        return Ok(name.to_owned());
+    }
+    let reference: RegistryReference = name.parse()?;
+    let has_tag = reference.digest.is_some()
+        || name
+            .rsplit('/')
+            .next()
+            .is_some_and(|last| last.contains(':'));
+    Ok(match has_tag {
+        true => name.to_owned(),
+        false => format!("{name}:{DEFAULT_TAG}"),
+    })
 }
 
 /// As the original tools do, the first colon ends the path, because tags may be whole image names.
@@ -269,6 +378,9 @@ impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, path, tag) = match self {
             Self::Registry(reference) => return write!(f, "docker://{reference}"),
+            Self::Oras(reference) => return write!(f, "oras://{reference}"),
+            Self::Web(address) => return write!(f, "{address}"),
+            Self::DockerDaemon { name } => return write!(f, "docker-daemon:{name}"),
             Self::OciLayout { directory, tag } => ("oci", directory, tag),
             Self::OciArchive { file, tag } => ("oci-archive", file, tag),
             Self::DockerArchive { file, tag } => ("docker-archive", file, tag),
@@ -490,15 +602,16 @@ mod tests {
         for text in [
             "library://a/b",
             "shub://a/b",
-            "oras://ghcr.io/a:b",
-            "docker-daemon:a:b",
-            "http://x/y.sif",
             "docker:python",
             "ftp://a",
             "",
             "python",
             "a/b",
-            "oras://ghcr.io/a/x.sif",
+            "oras:ghcr.io/a/b",
+            "oras://",
+            "http:x",
+            "https://x",
+            "docker-daemon:",
         ] {
             let error = text.parse::<Reference>().unwrap_err();
             let hint = error.hint().unwrap();
@@ -532,6 +645,56 @@ mod tests {
                 !matches!(text.parse().unwrap(), Reference::File(_)),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn files_elsewhere_have_addresses() {
+        for (text, expected) in [
+            ("oras://h.x/a/b", "oras://h.x/a/b:latest"),
+            (
+                "oras://localhost:5000/a.sif:1",
+                "oras://localhost:5000/a.sif:1",
+            ),
+            ("http://h.x/a/b.sif", "http://h.x/a/b.sif"),
+            (
+                "https://h.x:8443/b.sif?key=a&b=c",
+                "https://h.x:8443/b.sif?key=a&b=c",
+            ),
+            ("https://[::1]/~me/b%20c.sif", "https://[::1]/~me/b%20c.sif"),
+            ("docker-daemon:a", "docker-daemon:a:latest"),
+            (
+                "docker-daemon:h.x:5000/a/b",
+                "docker-daemon:h.x:5000/a/b:latest",
+            ),
+            ("docker-daemon:a:1", "docker-daemon:a:1"),
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference.to_string(), expected);
+            assert_eq!(expected.parse::<Reference>().unwrap(), reference);
+        }
+        let Ok(Reference::Web(address)) = "https://h.x:1/b.sif?key=secret".parse() else {
+            panic!("an address");
+        };
+        assert_eq!(address.host(), "h.x:1");
+        assert_eq!(address.without_query(), "https://h.x:1/b.sif");
+        assert!(!address.is_plain());
+        for text in [
+            "http://",
+            "http:///x",
+            "https://h.x",
+            "https://h.x/",
+            "https://me:secret@h.x/y.sif",
+            "https://h x/y.sif",
+            "https://h.x/y z.sif",
+            "https://h.x/y.sif#part",
+            "https://h.x:99999/y.sif",
+            "oras://A",
+            "oras://h.x/a:",
+            "docker-daemon:A",
+        ] {
+            let error = text.parse::<Reference>().unwrap_err();
+            assert!(!format!("{error:?} {error}").contains("secret"), "{error}");
         }
     }
 
@@ -602,7 +765,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_reads_back_as_it_prints(text in "(docker://|oci:)[a-zA-Z0-9./:@_\\[\\]-]{0,40}") {
+        fn what_parses_reads_back_as_it_prints(text in "(docker://|oci:|oras://|https?://|docker-daemon:)[a-zA-Z0-9./:@_?\\[\\]-]{0,40}") {
             if let Ok(reference) = text.parse::<Reference>() {
                 prop_assert_eq!(reference.to_string().parse(), Ok(reference));
             }

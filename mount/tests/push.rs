@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -222,4 +223,57 @@ fn a_real_registry_gives_back_what_was_pushed_and_is_sent_a_blob_once() {
     assert!(!destination.manifest(Some("latest"), INDEX, &index).unwrap());
     assert_eq!(source.resolve().unwrap(), Digest::of(&index));
     assert_eq!(source.manifest(Digest::of(&index)).unwrap(), index);
+}
+
+/// A file of this content, as it is sent.
+fn sent(
+    destination: &Destination,
+    content: &[u8],
+) -> (Result<bool, sifon_mount::blob::BlobError>, i64) {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, content).unwrap();
+    let told = Arc::new(AtomicI64::new(0));
+    let counted = told.clone();
+    let counting = Arc::new(move |more| {
+        counted.fetch_add(more, Ordering::Relaxed);
+    });
+    let (digest, size) = (Digest::of(content), content.len() as u64);
+    let outcome = destination.file(digest, size, Arc::new(file), counting);
+    (outcome, told.load(Ordering::Relaxed))
+}
+
+#[test]
+fn a_file_is_sent_as_it_is_read_and_once_more_after_faults() {
+    let content: Vec<u8> = (0..3_000_000u32).map(|at| (at / 7) as u8).collect();
+    for fault in ["none", "POST", "PUT"] {
+        let (server, taken) = registry(move |request, before| {
+            (request.method() == fault && before == 0).then(|| Reply::status(503))
+        });
+        let (outcome, told) = sent(&destination(server.address()), &content);
+        assert!(outcome.unwrap(), "{fault}");
+        assert!(taken.lock().unwrap().last().unwrap() == &content, "{fault}");
+        assert!(told >= content.len() as i64, "{fault}: {told}");
+    }
+}
+
+#[test]
+fn a_file_that_is_there_is_not_sent_and_one_that_shrinks_is_an_error() {
+    let (server, taken) =
+        registry(|request, _| (request.method() == "HEAD").then(|| Reply::status(200)));
+    let (outcome, told) = sent(&destination(server.address()), b"there");
+    assert!(!outcome.unwrap());
+    assert_eq!(told, 0);
+    assert!(taken.lock().unwrap().is_empty());
+
+    let (server, taken) = registry(|_, _| None);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1000).unwrap();
+    let shrunk = destination(server.address()).file(
+        Digest::of(b"longer"),
+        100_000,
+        Arc::new(file),
+        Arc::new(|_| {}),
+    );
+    assert!(shrunk.is_err());
+    assert!(taken.lock().unwrap().is_empty());
 }

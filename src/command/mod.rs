@@ -15,6 +15,7 @@ pub mod profile;
 pub mod program;
 pub mod ps;
 pub mod pull;
+pub mod push;
 pub mod registry;
 pub mod run;
 pub mod serve;
@@ -29,6 +30,10 @@ use sifon_mount::image::open::OpenError;
 use sifon_mount::image::share::ShareError;
 use sifon_mount::reference::ParseReferenceError;
 
+use sifon_mount::blob::BlobError;
+use sifon_mount::source::SourceError;
+
+use crate::pack::verbatim::CopyError;
 use crate::setting::Error;
 
 /// What the user can do about an error.
@@ -45,9 +50,19 @@ pub fn hint(error: &Error) -> Option<String> {
     if let Some(err) = error.downcast_ref::<ShareError>() {
         return err.hint();
     }
+    if let Some(err) = error.downcast_ref::<SourceError>() {
+        return err.hint();
+    }
+    if let Some(err) = error.downcast_ref::<BlobError>() {
+        return err.hint();
+    }
+    if let Some(err) = error.downcast_ref::<CopyError>() {
+        return err.hint();
+    }
     program::hint(error)
         .or_else(|| mount::hint(error))
         .or_else(|| compact::hint(error))
+        .or_else(|| push::hint(error))
         .or_else(|| demo::hint(error))
         .or_else(|| read_hint(&**error))
 }

@@ -5,15 +5,20 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use sifon_mount::blob::BlobError;
+use sifon_mount::reference::Reference;
 use sifon_mount::registry::Platform;
+use sifon_mount::source::elsewhere::remote_file;
 
 use super::compact::{Packing, packed, unpacked};
-use crate::pack::Compression;
+use crate::output::bytes;
+use crate::pack::verbatim::{CopyOptions, copy};
+use crate::pack::{Compression, check_place};
 use crate::setting::{Context, Error, Settings, environment, flag, parsed};
 
 /// Download an image as a SIF file
 ///
-/// Without a name the file is called NAME_TAG.sif, as in python_3.11.sif. It appears when it is whole. What was
+/// What is a file already, at oras:// or https://, is copied as it is. Without a name the file is called NAME_TAG.sif, as in python_3.11.sif. It appears when it is whole. What was
 /// downloaded is kept in the store, so that a pull that was interrupted goes on with the layers that are missing.
 /// Options may also come as $APPTAINER_… or $SINGULARITY_… variables, as Singularity reads them.
 #[derive(Debug, clap::Args)]
@@ -58,20 +63,18 @@ fn variable(suffixes: &[&str]) -> Option<OsString> {
 }
 
 /// Whether one of these variables says yes, in one of the ways in which Go reads that.
-fn is_set(suffixes: &[&str]) -> bool {
+pub(super) fn is_set(suffixes: &[&str]) -> bool {
     variable(suffixes).is_some_and(|value| flag(&value).unwrap_or(false))
 }
 
 impl Args {
-    /// What this command's options, and variables, say about the settings of all.
-    pub fn amend(&self, settings: &mut Settings) {
-        let architecture = variable(&["PULL_ARCH"]).and_then(|name| name.into_string().ok());
-        if let Some(architecture) = architecture
-            && settings.open.registry.platform == Platform::host()
-        {
-            let variant = variable(&["PULL_ARCH_VARIANT"]);
-            let variant = variant.as_deref().and_then(OsStr::to_str);
-            settings.open.registry.platform = Platform::linux(&architecture, variant);
+    /// What this command's options, and variables, say about the settings of all. `has_arch` tells that --arch was given: then
+    /// the variable for it says nothing.
+    pub fn amend(&self, settings: &mut Settings, has_arch: bool) {
+        let text = |name| variable(&[name]).and_then(|text| text.into_string().ok());
+        if let Some(architecture) = text("PULL_ARCH").filter(|_| !has_arch) {
+            let variant = text("PULL_ARCH_VARIANT");
+            settings.open.registry.platform = Platform::linux(&architecture, variant.as_deref());
         }
         settings.open.registry.plain_http |= is_set(&["NOHTTPS", "NO_HTTPS"]);
         if self.disable_cache || is_set(&["DISABLE_CACHE"]) {
@@ -134,13 +137,53 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         unpacked(context, &reference, &file, packing.force)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Reference::Oras(_) | Reference::Web(_) = reference {
+        copied(context, &reference, &file, packing.force)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     packed(context, &reference, None, &file, &packing)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Copies a file on another machine as it is, and says so.
+fn copied(
+    context: &Context,
+    reference: &Reference,
+    file: &Path,
+    overwrite: bool,
+) -> Result<(), Error> {
+    check_place(file, overwrite)?;
+    let settings = &context.settings.open;
+    if settings.offline {
+        let object = reference.to_string();
+        return Err(BlobError::Offline { object }.into());
+    }
+    let remote = remote_file(reference, &settings.registry);
+    let remote = remote.expect("the reference is that of such a file")?;
+    let bar = context.output.bar("downloading", remote.blob.size());
+    let wanted = &settings.registry.platform;
+    let options = CopyOptions {
+        overwrite,
+        timeout: settings.registry.timeout,
+        connections: settings.registry.connections,
+        // Whoever did not ask for an architecture takes what there is.
+        architecture: (*wanted != Platform::host()).then_some(&wanted.architecture),
+        progress: &|bytes| bar.inc(bytes),
+    };
+    let len = copy(remote, context.store(), reference, file, &options)?;
+    bar.finish_and_clear();
+    tracing::info!("{}: {}", file.display(), bytes(len));
+    Ok(())
+}
+
 /// What Singularity calls the file of an image (its `internal/pkg/util/uri`): the last part of the name and the tag,
-/// cut at colons without regard to what they mean.
+/// cut at colons without regard to what they mean; of a file at a web server its own name.
 fn default_name(image: &OsStr) -> Option<OsString> {
+    if let Ok(Reference::Web(address)) = Reference::parse(image) {
+        let name = address.without_query().rsplit('/').next()?;
+        let is_name = !matches!(name, "" | "." | "..");
+        return is_name.then(|| name.into());
+    }
     let bytes = image.as_bytes();
     let colon = bytes.iter().position(|&byte| byte == b':')?;
     let last = bytes[colon + 1..].rsplit(|&byte| byte == b'/').next()?;
@@ -168,10 +211,22 @@ mod tests {
             ("oci:DIR/oci", "oci_latest.sif"),
             ("oci:DIR/oci:science", "oci_science.sif"),
             ("docker-archive:/tmp/x.tar", "x.tar_latest.sif"),
+            ("docker-daemon:a/b:1", "b_1.sif"),
+            ("oras://ghcr.io/a/b", "b_latest.sif"),
+            ("oras://127.0.0.1:5000/a/b:1.2", "b_1.2.sif"),
+            ("https://h.x/a/b.sif", "b.sif"),
+            ("http://h.x:8080/b?key=c/d", "b"),
         ] {
             assert_eq!(default_name(image.as_ref()), Some(name.into()), "{image}");
         }
-        for image in ["", "oci:", "oci:/", "docker://a/", "oci:.."] {
+        for image in [
+            "",
+            "oci:",
+            "oci:/",
+            "docker://a/",
+            "oci:..",
+            "https://h.x/a/",
+        ] {
             assert_eq!(default_name(image.as_ref()), None, "{image}");
         }
     }
@@ -204,9 +259,9 @@ mod tests {
     #[test]
     fn without_a_cache_files_are_made_beside_the_result() {
         let mut settings = Settings::default();
-        args(&["--disable-cache", "d/x.sif", "docker://a"]).amend(&mut settings);
+        args(&["--disable-cache", "d/x.sif", "docker://a"]).amend(&mut settings, false);
         assert_eq!(settings.store.nothing_kept, Some("d".into()));
-        args(&["--disable-cache", "docker://a"]).amend(&mut settings);
+        args(&["--disable-cache", "docker://a"]).amend(&mut settings, false);
         assert_eq!(settings.store.nothing_kept, Some(".".into()));
     }
 }

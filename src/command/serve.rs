@@ -111,7 +111,7 @@ impl StoredImages {
         let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
         let lines = config.env.iter();
         let mut environment: Variables = lines.filter_map(|line| split(line.as_bytes())).collect();
-        if let Reference::File(_) = reference {
+        if reference.is_file_system() {
             let timeout = settings.open.registry.timeout;
             environment = scripts::of_image(&opened.image, environment, timeout);
         }

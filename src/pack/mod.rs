@@ -16,6 +16,8 @@ pub mod shell;
 pub mod sif;
 pub mod singularity;
 pub mod squashfs;
+pub mod upload;
+pub mod verbatim;
 pub mod without;
 pub mod zstd_chunked;
 

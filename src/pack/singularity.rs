@@ -82,7 +82,7 @@ impl Origin {
 
     /// Whether it is a SIF or another file system, whose scripts stay as they are.
     pub fn is_file(&self) -> bool {
-        self.bootstrap == LOCAL_IMAGE
+        [LOCAL_IMAGE, "oras", "http", "https"].contains(&&*self.bootstrap)
     }
 
     /// The same with the manifest that was found there.

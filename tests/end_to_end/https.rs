@@ -133,3 +133,62 @@ fn a_registry_behind_a_proxy_is_read_over_tls_if_its_authority_is_trusted() {
         "{asked_for:?}"
     );
 }
+
+/// A server program, until it is dropped.
+struct Program(std::process::Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_web_server_that_leads_from_tls_to_plain_http_is_not_followed() {
+    let Some(authority) = Authority::new() else {
+        return;
+    };
+    let place = Place::new();
+    let plain = crate::support::faulty::Faulty::start(|_, _| {
+        crate::support::faulty::Reply::ok("hsqs, and whatever somebody on the way puts there")
+    });
+    // What `openssl s_server -HTTP` answers is what a file says, headers and all.
+    let answer = format!(
+        "HTTP/1.1 302 Found\r\nLocation: http://{}/x.sif\r\nContent-Length: 0\r\n\r\n",
+        plain.address()
+    );
+    fs::write(place.path("x.sif"), answer).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap().to_string();
+    drop(port);
+    let server = Command::new("openssl")
+        .args(["s_server", "-HTTP", "-accept", &address, "-cert"])
+        .arg(authority.file("cert.pem"))
+        .arg("-key")
+        .arg(authority.file("key.pem"))
+        .current_dir(place.path(""))
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut server = Program(server);
+    let mut said = BufReader::new(server.0.stdout.take().unwrap());
+    let mut line = String::new();
+    while line.trim() != "ACCEPT" {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).unwrap(), 0, "openssl ended");
+    }
+    // It must never wait for somebody to read what it says.
+    thread::spawn(move || io::copy(&mut said, &mut io::sink()));
+    let proxy = Proxy::before(&address);
+    let mut command = place.sifon(["pull", "--ca-file"]);
+    command
+        .arg(authority.file("ca.pem"))
+        .args(["z.sif", &format!("https://{NAME}/x.sif")])
+        .env("HTTPS_PROXY", format!("http://{}", proxy.address));
+    let told = place.refusal(&mut command);
+    assert!(told.contains("from HTTPS to plain HTTP"), "{told}");
+    assert!(plain.seen().is_empty(), "{:?}", plain.seen());
+}

@@ -14,6 +14,7 @@ mod server;
 mod tricky;
 mod view;
 
+mod elsewhere;
 mod fetching;
 mod files;
 mod formats;

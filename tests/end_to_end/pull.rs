@@ -6,8 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
+use sifon_mount::source::sif::architecture_code;
+
 use crate::layers::{file, noise};
-use crate::layout::{Layer, Layout, Packing, all};
+use crate::layout::{Layer, Layout, Packing, all, architecture};
 use crate::place::{Place, complaint};
 use crate::support::real::{PASSWORD, RealRegistry, USERNAME};
 
@@ -240,4 +242,25 @@ fn a_slim_file_is_checked_and_says_what_it_is_without() {
     let words = ["compact", "--exclude", "/", &image, "x.sif"];
     let said = place.refusal(&mut place.sifon(words));
     assert!(said.contains("leave out everything"), "{said}");
+}
+
+#[test]
+fn the_flag_for_the_architecture_wins_over_the_variable_also_when_it_names_this_machines() {
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    let here = all(&[Layer::new(vec![file("said", "here")])], Packing::Gzip);
+    let other = all(&[Layer::new(vec![file("said", "other")])], Packing::Gzip);
+    layout.add_index("several", &[("riscv64", &other), (architecture(), &here)]);
+    let image = layout.reference("several");
+    let code = |flags: &[&str]| {
+        let mut command = place.sifon([&["pull", "-F"], flags, &["x.sif", &image]].concat());
+        let output = command.env("APPTAINER_PULL_ARCH", "riscv64").output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        fs::read(place.path("x.sif")).unwrap()[45..47].to_vec()
+    };
+    let own = architecture_code(architecture())[..2].to_vec();
+    assert_eq!(code(&[]), b"12");
+    assert_eq!(code(&["--arch", architecture()]), own);
+    assert_eq!(code(&["--arch", "riscv64"]), b"12");
 }

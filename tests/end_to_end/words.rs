@@ -72,8 +72,8 @@ fn a_scheme_that_does_not_work_is_answered_with_those_that_do() {
     for image in [
         "library://a/b",
         "shub://a",
-        "oras://a/b",
-        "docker-daemon:a",
+        "oras:a/b",
+        "ftp://a/x.sif",
         "no/such/image",
     ] {
         let said = place.refusal(&mut place.sifon(["inspect", image]));

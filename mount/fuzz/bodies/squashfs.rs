@@ -22,6 +22,8 @@ pub fn run(bytes: &[u8]) {
         part.map(|part| part.to_vec().into())
     };
     let input = Input {
+        at: 0,
+        hides_lower: false,
         len: bytes.len() as u64,
         read: &read,
     };

@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::activity::{Moved, Request};
+use super::copy::PackedCopy;
 use super::fetcher::{Fetcher, Limits};
 use super::flights::Flights;
 use super::memory::Memory;
@@ -37,8 +38,8 @@ pub enum Origin {
     Native(File, Restream),
     /// In a blob on this machine.
     Local(Arc<dyn Blob>),
-    /// In a blob elsewhere; the file is its sparse copy in the store.
-    Remote(Arc<dyn Blob>, File),
+    /// In a blob elsewhere, with its sparse copy in the store.
+    Remote(Arc<dyn Blob>, PackedCopy),
 }
 
 /// The chunks of all layers of one image.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::ReadError;
 use super::activity::Why;
 use super::chunks::{Chunks, Packed};
+use super::fetcher::Fetcher;
 use super::remote::Remote;
 use crate::blob::BlobError;
 use crate::digest::Digest;
@@ -182,67 +183,81 @@ impl Chunks {
             return Ok(Completion::Whole);
         };
         let failed = |source| ReadError::Source { layer, source };
-        for is_last in [false, true] {
-            if self.fill(remote, came, is_unwanted).map_err(failed)? == Completion::GivenUp {
-                return Ok(Completion::GivenUp);
-            }
-            match remote.kept_digest(is_unwanted) {
-                Some(digest) if digest == layer => return Ok(Completion::Whole),
-                None if is_unwanted() => return Ok(Completion::GivenUp),
-                _ if is_last => break,
-                _ => remote.forget(&(0..remote.blob_size())),
-            }
-        }
-        Err(failed(BlobError::Wrong {
-            object: format!("layer {layer}"),
-            problem: "what was fetched does not match the layer's digest, also the second time"
-                .into(),
-        }))
+        let mut each = |_: &[u8], _| !is_unwanted();
+        completed(remote, &self.fetcher, came, is_unwanted, &mut each).map_err(failed)
     }
+}
 
-    fn fill(
-        &self,
-        remote: &Arc<Remote>,
-        came: &dyn Fn(u64),
-        is_unwanted: &dyn Fn() -> bool,
-    ) -> Result<Completion, BlobError> {
-        let mut flying = VecDeque::new();
-        let mut at = 0;
-        while at < remote.blob_size() || !flying.is_empty() {
-            if is_unwanted() {
-                return Ok(Completion::GivenUp);
-            }
-            if at < remote.blob_size() && flying.len() < PIECES_AHEAD {
-                let until = (at + (4 << 20)).min(remote.blob_size());
-                let pieces = remote.pieces(at..until, Why::Background, &self.fetcher);
-                if pieces.is_empty() {
-                    came(until - at);
-                } else {
-                    flying.push_back((at..until, pieces));
-                }
-                at = until;
-                continue;
-            }
-            if let Some((bytes, pieces)) = flying.pop_front() {
-                for piece in pieces {
-                    piece.wait()?;
-                }
-                // Somebody else may have begun it, and failed.
-                if !remote.has(&bytes) {
-                    let pieces = remote.pieces(bytes.clone(), Why::Background, &self.fetcher);
-                    if !pieces.is_empty() {
-                        flying.push_back((bytes, pieces));
-                        continue;
-                    }
-                    remote.await_flights(&bytes);
-                    if !remote.has(&bytes) {
-                        flying.push_back((bytes, Vec::new()));
-                        continue;
-                    }
-                }
-                came(bytes.end - bytes.start);
-            }
+/// Fetches what is missing of a blob, hands all of it, with its places, to `each` and compares it with its digest, if that is one of its bytes.
+/// If it does not match, all of it is fetched, and handed over, once more.
+pub(super) fn completed(
+    remote: &Arc<Remote>,
+    fetcher: &Fetcher,
+    came: &dyn Fn(u64),
+    is_unwanted: &dyn Fn() -> bool,
+    each: &mut dyn FnMut(&[u8], u64) -> bool,
+) -> Result<Completion, BlobError> {
+    for _ in 0..2 {
+        if filled(remote, fetcher, came, is_unwanted)? == Completion::GivenUp {
+            return Ok(Completion::GivenUp);
         }
-        Ok(Completion::Whole)
+        match remote.kept_digest(each) {
+            Some(digest) if digest == remote.layer() || !remote.is_named_by_its_bytes() => {
+                return Ok(Completion::Whole);
+            }
+            None if is_unwanted() => return Ok(Completion::GivenUp),
+            _ => remote.forget(&(0..remote.blob_size())),
+        }
     }
+    Err(BlobError::Wrong {
+        object: format!("layer {}", remote.layer()),
+        problem: "what was fetched does not match the layer's digest, also the second time".into(),
+    })
+}
+
+fn filled(
+    remote: &Arc<Remote>,
+    fetcher: &Fetcher,
+    came: &dyn Fn(u64),
+    is_unwanted: &dyn Fn() -> bool,
+) -> Result<Completion, BlobError> {
+    let mut flying = VecDeque::new();
+    let mut at = 0;
+    while at < remote.blob_size() || !flying.is_empty() {
+        if is_unwanted() {
+            return Ok(Completion::GivenUp);
+        }
+        if at < remote.blob_size() && flying.len() < PIECES_AHEAD {
+            let until = (at + (4 << 20)).min(remote.blob_size());
+            let pieces = remote.pieces(at..until, Why::Background, fetcher);
+            if pieces.is_empty() {
+                came(until - at);
+            } else {
+                flying.push_back((at..until, pieces));
+            }
+            at = until;
+            continue;
+        }
+        if let Some((bytes, pieces)) = flying.pop_front() {
+            for piece in pieces {
+                piece.wait()?;
+            }
+            // Somebody else may have begun it, and failed.
+            if !remote.has(&bytes) {
+                let pieces = remote.pieces(bytes.clone(), Why::Background, fetcher);
+                if !pieces.is_empty() {
+                    flying.push_back((bytes, pieces));
+                    continue;
+                }
+                remote.await_flights(&bytes);
+                if !remote.has(&bytes) {
+                    remote.is_kept()?;
+                    flying.push_back((bytes, Vec::new()));
+                    continue;
+                }
+            }
+            came(bytes.end - bytes.start);
+        }
+    }
+    Ok(Completion::Whole)
 }

@@ -5,6 +5,8 @@ mod ahead;
 mod blocks;
 mod chunks;
 mod complete;
+mod copy;
+mod download;
 mod fetcher;
 mod flights;
 mod memory;
@@ -21,6 +23,8 @@ use bytes::Bytes;
 pub use activity::{Count, Moved, Request, Why};
 pub use chunks::{Chunks, LayerChunks, Origin};
 pub use complete::{Completion, Lacking, Seekable};
+pub use copy::PackedCopy;
+pub use download::{Download, DownloadError};
 pub use fetcher::Limits;
 pub use native::Restream;
 

@@ -1,8 +1,6 @@
 //! A seekable blob: its blocks come from its source, and the store keeps them at their own offsets.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,15 +9,12 @@ use parking_lot::{Condvar, Mutex};
 use super::activity::{Begun, Why};
 use super::ahead::Ahead;
 use super::blocks::{BLOCK_BYTES, Blocks, Flight, blocks_of};
+use super::copy::{PackedCopy, is_hole};
 use super::fetcher::{Fetcher, Job, Outcome, Shared};
 use super::spare::Spare;
 use crate::blob::{Blob, BlobError, Patience};
 use crate::digest::{Digest, Hasher};
 use crate::extent::PackedOffset;
-
-/// So many bytes of zeros are taken for a hole: nearly no packed bytes look like that, and those that do are only
-/// fetched again.
-const SAMPLE_BYTES: usize = 64;
 
 /// What comes is written in pieces of this size: readers wait for a block, not for the range it came with.
 const WRITTEN_BYTES: usize = 128 << 10;
@@ -32,12 +27,14 @@ const LONG_BLOCKS: u64 = (4 << 20) / BLOCK_BYTES;
 pub(super) struct Remote {
     blob: Arc<dyn Blob>,
     /// Sparse, at the blob's own offsets; what it holds is unverified.
-    copy: File,
+    copy: PackedCopy,
     blocks: Mutex<Blocks>,
     landed: Condvar,
     ahead: Ahead,
     /// What could not be written.
     spare: Spare,
+    /// Why the last of it could not.
+    unkept: Mutex<Option<String>>,
 }
 
 /// Whether what a reader waited for came in time.
@@ -48,7 +45,7 @@ pub(super) enum Came {
 }
 
 impl Remote {
-    pub fn new(blob: Arc<dyn Blob>, copy: File) -> Self {
+    pub fn new(blob: Arc<dyn Blob>, copy: PackedCopy) -> Self {
         Self {
             blob,
             copy,
@@ -56,6 +53,7 @@ impl Remote {
             landed: Condvar::new(),
             ahead: Ahead::default(),
             spare: Spare::default(),
+            unkept: Mutex::default(),
         }
     }
 
@@ -70,15 +68,9 @@ impl Remote {
 
     /// What is here of this place, verified or not.
     pub fn kept(&self, at: PackedOffset, len: usize) -> Option<Vec<u8>> {
-        let mut packed = vec![0; len];
-        self.copy.read_exact_at(&mut packed, at.0).ok()?;
-        self.spare.overlay(&mut packed, at.0);
+        let packed = self.copy.read(at.0, len, &self.spare)?;
         // A hole reads as zeros, which no chunk's packed bytes begin with; the rest is up to the digest.
-        packed
-            .iter()
-            .take(SAMPLE_BYTES)
-            .any(|&byte| byte != 0)
-            .then_some(packed)
+        (self.copy.knows_zeros() || !is_hole(&packed)).then_some(packed)
     }
 
     /// Whether all of these bytes seem to be here.
@@ -104,9 +96,7 @@ impl Remote {
 
     /// How many bytes of the blob are here, as the disk counts them: one question, however long it is.
     pub fn stored_bytes(&self) -> u64 {
-        let metadata = self.copy.metadata();
-        let stored = metadata.map_or(0, |metadata| metadata.blocks().saturating_mul(512));
-        stored.min(self.blob.size())
+        self.copy.stored_bytes()
     }
 
     /// What the source sent is wrong.
@@ -300,8 +290,9 @@ impl Remote {
             return;
         }
         let first = at / BLOCK_BYTES;
-        if let Err(err) = self.copy.write_all_at(bytes, at) {
+        if let Err(err) = self.copy.write(bytes, at) {
             tracing::debug!(layer = %self.blob.digest(), error = %err, "not kept");
+            *self.unkept.lock() = Some(err.to_string());
             let gone = self.spare.keep(first, bytes);
             let mut blocks = self.blocks.lock();
             for block in gone {
@@ -331,7 +322,7 @@ impl Remote {
         }
         let looked: Vec<_> = unknown
             .into_iter()
-            .map(|block| (block, self.has_sample(block)))
+            .map(|block| (block, self.copy.has(block)))
             .collect();
         let mut blocks = self.blocks.lock();
         for (block, is_present) in looked {
@@ -341,32 +332,34 @@ impl Remote {
         }
     }
 
-    /// Whether the store's copy has something there. Blocks are written whole.
-    fn has_sample(&self, block: u64) -> bool {
-        let mut sample = [0; SAMPLE_BYTES];
-        let start = block * BLOCK_BYTES;
-        let len = self
-            .blob
-            .size()
-            .saturating_sub(start)
-            .min(SAMPLE_BYTES as u64) as usize;
-        let read = self.copy.read_exact_at(&mut sample[..len], start);
-        read.is_ok() && sample.iter().any(|&byte| byte != 0)
+    /// Fails if something that came could not be written: then all of it can never be here.
+    pub fn is_kept(&self) -> Result<(), BlobError> {
+        match &*self.unkept.lock() {
+            None => Ok(()),
+            Some(problem) => Err(BlobError::Wrong {
+                object: format!("blob {}", self.blob.digest()),
+                problem: format!("the store cannot keep all of it: {problem}"),
+            }),
+        }
     }
 
-    /// The digest of all that is here.
-    pub fn kept_digest(&self, is_unwanted: &dyn Fn() -> bool) -> Option<Digest> {
+    /// Whether the blob's digest is that of its bytes.
+    pub fn is_named_by_its_bytes(&self) -> bool {
+        self.blob.is_named_by_its_bytes()
+    }
+
+    /// Hands all that is here to `each`, in order, and gives its digest. `None` if some of it is not right, as far as that can
+    /// be told, or if `each` wants no more.
+    pub fn kept_digest(&self, each: &mut dyn FnMut(&[u8], u64) -> bool) -> Option<Digest> {
         let mut hasher = Hasher::default();
-        let mut buffer = vec![0; 1 << 20];
         let mut at = 0;
         while at < self.blob.size() {
-            if is_unwanted() {
+            let len = (self.blob.size() - at).min(1 << 20) as usize;
+            let bytes = self.copy.read(at, len, &self.spare)?;
+            if !each(&bytes, at) {
                 return None;
             }
-            let len = (self.blob.size() - at).min(buffer.len() as u64) as usize;
-            self.copy.read_exact_at(&mut buffer[..len], at).ok()?;
-            self.spare.overlay(&mut buffer[..len], at);
-            hasher.update(&buffer[..len]);
+            hasher.update(&bytes);
             at += len as u64;
         }
         Some(hasher.finish())
@@ -389,6 +382,7 @@ impl Drop for Flown<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::time::Duration;
 
     use bytes::Bytes;
@@ -465,7 +459,7 @@ mod tests {
     fn copied(blob: &Arc<Asked>) -> (Arc<Remote>, Fetcher) {
         let copy = tempfile::tempfile().unwrap();
         copy.set_len(blob.size()).unwrap();
-        let remote = Remote::new(blob.clone(), copy);
+        let remote = Remote::new(blob.clone(), PackedCopy::plain(copy, blob.size()));
         (Arc::new(remote), Fetcher::new(Limits::default()))
     }
 
@@ -512,7 +506,7 @@ mod tests {
         }
         remote.await_flights(&(0..blob.size()));
         assert!(fetched(&blob) <= blob.size());
-        let copy = remote.copy.try_clone().unwrap();
+        let copy = remote.copy.again();
         let before = blob.ranges.lock().len();
         let again = Arc::new(Remote::new(blob.clone(), copy));
         chunk(&again, &fetcher, &blob, 7 * CHUNK);
@@ -535,7 +529,7 @@ mod tests {
     fn what_is_forgotten_is_fetched_again() {
         let blob = blob();
         let (remote, fetcher) = copied(&blob);
-        remote.copy.write_all_at(&[7; 2 << 20], 0).unwrap();
+        remote.copy.write(&[7; 2 << 20], 0).unwrap();
         assert!(remote.has(&(0..CHUNK as u64)));
         assert_eq!(blob.ranges.lock().len(), 0);
         remote.forget(&(0..CHUNK as u64));
@@ -559,6 +553,7 @@ mod tests {
         let scratch = tempfile::NamedTempFile::new().unwrap();
         scratch.as_file().set_len(blob.size()).unwrap();
         let copy = File::open(scratch.path()).unwrap();
+        let copy = PackedCopy::plain(copy, blob.size());
         let remote = Arc::new(Remote::new(blob.clone(), copy));
         let fetcher = Fetcher::new(Limits::default());
         for at in (0..blob.content.len()).step_by(CHUNK) {

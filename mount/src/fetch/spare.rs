@@ -34,6 +34,12 @@ impl Spare {
         blocks.drain(..excess).map(|(block, _)| block).collect()
     }
 
+    /// Whether it has this block.
+    pub fn has(&self, block: u64) -> bool {
+        self.exist.load(Ordering::Acquire)
+            && self.blocks.lock().iter().any(|(kept, _)| *kept == block)
+    }
+
     /// Drops these blocks.
     pub fn forget(&self, wrong: &Range<u64>) {
         self.blocks

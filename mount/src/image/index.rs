@@ -3,13 +3,14 @@
 
 use std::error::Error;
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::open::{OpenError, Opener};
-use crate::blob::Blob;
+use crate::blob::{Blob, Windows};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::layer::estargz::{self, EstargzError, Footer};
@@ -18,8 +19,8 @@ use crate::layer::squashfs;
 use crate::layer::table::{Table, TableWriter};
 use crate::layer::zstd_chunked::{self, Dialect, Toc};
 use crate::reference::Reference;
-use crate::source::SourceError;
 use crate::source::manifest::{Descriptor, Manifest};
+use crate::source::{self, SourceError};
 
 /// An index that an image promises for one of its layers.
 #[derive(Clone, Debug)]
@@ -35,9 +36,38 @@ pub enum Index {
         /// Whether the image names the index that names it, or somebody attached that.
         trust: Trust,
     },
-    /// None: the layer is a file system in a file of the user's, which tells all by itself.
-    Squashfs,
+    /// None: the layer is a file system, which tells all by itself.
+    Squashfs {
+        /// Where in the layer it begins.
+        at: u64,
+        /// Its bytes.
+        len: u64,
+        /// Who says that it is what it should be.
+        voucher: Voucher,
+    },
 }
+
+/// Who says that a file system's bytes are right. No one says it of single blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voucher {
+    /// It is a file of the user's own.
+    User,
+    /// A web server, of its file's version.
+    Server,
+    /// A registry's manifest, of the SIF as a whole.
+    Manifest,
+    /// An image's manifest, of one of the image's layers as a whole.
+    Image,
+    /// The same, in a file of the user's own.
+    ImageFile,
+}
+
+/// The squashfs layers of OCI-SIFs.
+const SQUASHFS_LAYER: &str = "application/vnd.sylabs.image.layer.v1.squashfs";
+
+/// Metadata of a squashfs is read in pieces of this size, so many of which are kept: inodes and names are read side by side.
+const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOWS: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
 
 /// Why the index of a layer is not used.
 pub(super) type Unusable = Box<dyn Error + Send + Sync>;
@@ -62,7 +92,14 @@ impl Index {
                 Trust::Unsigned => Digest::of(format!("unsigned {}", ztoc.digest).as_bytes()),
             },
             // The layer's name is that of these contents already.
-            Self::Squashfs => Digest::of(b"squashfs 1"),
+            Self::Squashfs { at, len, voucher } => {
+                let marks = if voucher.is_of_an_image() {
+                    ", hiding"
+                } else {
+                    ""
+                };
+                Digest::of(format!("squashfs 2, {len} bytes at {at}{marks}").as_bytes())
+            }
         }
     }
 
@@ -72,7 +109,7 @@ impl Index {
             Self::ZstdChunked(_) => "zstd:chunked",
             Self::Estargz(_) => "eStargz",
             Self::Soci { .. } => "gzip",
-            Self::Squashfs => "squashfs",
+            Self::Squashfs { .. } => "squashfs",
         }
     }
 
@@ -88,7 +125,7 @@ impl Index {
                 Trust::Signed => "SOCI v2 index",
                 Trust::Unsigned => "SOCI v1 index",
             },
-            Self::Squashfs => "the file system's own tables",
+            Self::Squashfs { .. } => "the file system's own tables",
         }
     }
 
@@ -106,21 +143,60 @@ impl Index {
                     "nobody signs the index: files are compared with their tar headers"
                 }
             },
-            Self::Squashfs => {
-                "it is a file of yours: blocks have no digests, and reads fail once the file changes"
-            }
+            Self::Squashfs { voucher, .. } => match voucher {
+                Voucher::User => {
+                    "it is a file of yours: blocks have no digests, and reads fail once the file changes"
+                }
+                Voucher::Server => {
+                    "the server is believed: blocks have no digests, and reads fail once the file changes there"
+                }
+                Voucher::Manifest => {
+                    "the manifest names the digest of the whole, which `sifon complete` and `sifon pull` check; blocks have none, \
+                     and are believed until then"
+                }
+                Voucher::Image => {
+                    "the manifest names the digest of the whole, which `sifon complete` checks; blocks have none, and are \
+                     believed until then"
+                }
+                Voucher::ImageFile => {
+                    "it is in a file of yours: blocks have no digests, and are believed"
+                }
+            },
         }
+    }
+}
+
+impl Voucher {
+    fn is_of_an_image(self) -> bool {
+        matches!(self, Self::Image | Self::ImageFile)
     }
 }
 
 impl Opener<'_> {
     /// What the layer's own annotations promise, or the kind of the reference.
     pub(super) fn promised(&self, layer: &Descriptor) -> Result<Option<Index>, Unusable> {
-        // Not by media type: a registry's layer of such a type would be read without being checked.
-        match self.reference() {
-            Reference::File(_) => Ok(Some(Index::Squashfs)),
-            _ => Index::promised(layer),
+        // Only these have a manifest of our own, whose words on places can be believed.
+        let place = match self.reference().is_file_system() {
+            true => source::place_in(layer),
+            false => None,
+        };
+        if let Some((at, len)) = place {
+            let voucher = match self.reference() {
+                Reference::Oras(_) => Voucher::Manifest,
+                Reference::Web(_) => Voucher::Server,
+                _ => Voucher::User,
+            };
+            return Ok(Some(Index::Squashfs { at, len, voucher }));
         }
+        if layer.media_type == SQUASHFS_LAYER {
+            let (at, len) = (0, layer.size);
+            let voucher = match self.reference().is_remote() {
+                true => Voucher::Image,
+                false => Voucher::ImageFile,
+            };
+            return Ok(Some(Index::Squashfs { at, len, voucher }));
+        }
+        Index::promised(layer)
     }
 
     /// The table of a layer that `index` makes seekable. `None` if the index is not usable, which is logged: the layer is
@@ -139,8 +215,8 @@ impl Opener<'_> {
             }
             Index::Estargz(promised) => self.estargz(layer, *promised, &mut writer)?,
             Index::Soci { ztoc, trust } => self.soci(layer, ztoc, *trust, &mut writer)?,
-            Index::Squashfs => {
-                self.squashfs(layer, &mut writer)?;
+            Index::Squashfs { at, len, voucher } => {
+                self.squashfs(layer, *at..*at + *len, *voucher, &mut writer)?;
                 Ok(())
             }
         };
@@ -213,17 +289,25 @@ impl Opener<'_> {
         Ok(soci::table(&bytes, layer.size, trust, writer).map_err(Unusable::from))
     }
 
-    /// By its own tables.
-    fn squashfs(&self, layer: &Descriptor, writer: &mut TableWriter) -> Result<(), OpenError> {
-        let blob = self.blob(layer);
+    /// By its own tables, at `place` in the layer.
+    fn squashfs(
+        &self,
+        layer: &Descriptor,
+        place: Range<u64>,
+        voucher: Voucher,
+        writer: &mut TableWriter,
+    ) -> Result<(), OpenError> {
         let timeout = self.options.registry.timeout;
+        let windows = Windows::new(self.blob(layer), WINDOW_BYTES, WINDOWS, timeout);
         let read = |at, len| {
-            let deadline = Instant::now() + timeout;
-            blob.read(PackedOffset(at), len, deadline)
+            windows
+                .read(place.start.saturating_add(at), len)
                 .map_err(io::Error::other)
         };
         let input = squashfs::Input {
-            len: layer.size,
+            at: place.start,
+            len: place.end - place.start,
+            hides_lower: voucher.is_of_an_image(),
             read: &read,
         };
         squashfs::table(&input, writer).map_err(|source| OpenError::Squashfs {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::index::{self, Index, Unusable};
 use super::open::{Description, OnProgress, OpenError, Opener, Progress};
 use crate::digest::Digest;
-use crate::fetch::{LayerChunks, Origin, Restream};
+use crate::fetch::{LayerChunks, Origin, PackedCopy, Restream};
 use crate::layer::estargz;
 use crate::layer::native::{Blueprint, Compressors, ConvertError, Footer, accepted, convert};
 use crate::layer::soci;
@@ -83,7 +83,7 @@ pub(super) fn foreign_format(descriptor: &Descriptor) -> Option<&'static str> {
         || has("containerd.io/snapshot/fastoci/")
     {
         Some("overlaybd")
-    } else if media_type.ends_with(".squashfs") || media_type.ends_with(".ext3") {
+    } else if media_type.ends_with(".ext3") {
         Some("OCI-SIF")
     } else {
         None
@@ -97,7 +97,7 @@ pub(super) fn unreadable(descriptor: &Descriptor) -> Option<String> {
         "encrypted" => "it is encrypted, which sifon cannot read".into(),
         "OCI-SIF" => {
             let media_type = &descriptor.media_type;
-            format!("it is of an OCI-SIF ({media_type}), which sifon cannot read")
+            format!("it is the writable part of an OCI-SIF ({media_type}), which sifon cannot read")
         }
         format => format!(
             "it is in {format} format, which sifon cannot read: ask its publisher for the plain image, which most \
@@ -248,11 +248,13 @@ impl Opener<'_> {
         if !blob.is_remote() {
             return Ok(Origin::Local(blob));
         }
-        let copy = self.store.packed(layer.digest(), layer.descriptor.size);
-        Ok(Origin::Remote(
-            blob,
-            copy.map_err(|source| self.unwritable(source))?,
-        ))
+        let copy = match layer.index {
+            // Its chunks have no digests by which what is kept could be checked.
+            Some(Index::Squashfs { .. }) => PackedCopy::sealed(self.store, &*blob),
+            _ => PackedCopy::of(self.store, &*blob),
+        };
+        let copy = copy.map_err(|source| self.unwritable(source))?;
+        Ok(Origin::Remote(blob, copy))
     }
 
     /// A layer that is streamed once; when the store has no room, into a file that ends with the process.

@@ -292,13 +292,15 @@ impl<'a> Opener<'a> {
     /// What the reference names now, or named a moment ago.
     fn resolved(&self) -> Result<Digest, OpenError> {
         if !self.reference.is_remote() {
-            return Ok(self.source.resolve()?);
+            return self.resolved_here();
         }
         if let Some(digest) = self.reference.digest() {
             return Ok(digest);
         }
         let name = self.reference.to_string();
-        if let Some(digest) = self.remembered(&name) {
+        // What a web server has is told by the answer with its first bytes, without which it cannot be read.
+        let is_told_anyway = matches!(self.reference, Reference::Web(_)) && !self.options.offline;
+        if let Some(digest) = self.remembered(&name).filter(|_| !is_told_anyway) {
             tracing::debug!("{name}: {digest}, as when it was last asked for");
             return Ok(digest);
         }
@@ -308,6 +310,20 @@ impl<'a> Opener<'a> {
         }
         let digest = self.source.resolve()?;
         tracing::debug!("{name}: {digest}");
+        self.store.remember_tag(&name, digest);
+        Ok(digest)
+    }
+
+    /// What a reference to a place on this machine names.
+    fn resolved_here(&self) -> Result<Digest, OpenError> {
+        let Some(name) = self.source.exact_name()? else {
+            return Ok(self.source.resolve()?);
+        };
+        let known = self.store.tag(&name, Duration::MAX);
+        if let Some(known) = known.filter(|&known| self.store.manifest(known).is_some()) {
+            return Ok(known);
+        }
+        let digest = self.source.resolve()?;
         self.store.remember_tag(&name, digest);
         Ok(digest)
     }
@@ -325,7 +341,7 @@ impl<'a> Opener<'a> {
     /// Where the image is, whatever its tag.
     pub(super) fn repository(&self) -> String {
         match self.reference {
-            Reference::Registry(reference) => {
+            Reference::Registry(reference) | Reference::Oras(reference) => {
                 format!("{}/{}", reference.host, reference.repository)
             }
             other => other.to_string(),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use reqwest::header::{HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, Url};
 use serde::Deserialize;
@@ -158,7 +159,7 @@ impl Client {
             true => {
                 request.body = Some(Body {
                     kind: "application/x-www-form-urlencoded",
-                    bytes: encoded(&url, &asked).into(),
+                    content: Bytes::from(encoded(&url, &asked)).into(),
                     condition: None,
                 });
             }

@@ -4,27 +4,27 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
 };
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout_at;
 
 use super::answer::Answer;
 use super::auth::Auth;
+use super::content::{Content, while_moving};
 use super::failure::{Failure, Tries};
 use super::mirrors::{Mirror, api_host};
 use super::settings::Settings;
 use crate::blob::BlobError;
 use crate::metric;
-use crate::reference::RegistryReference;
+use crate::reference::{RegistryReference, WebAddress};
 
 const USER_AGENT: &str = concat!("sifon/", env!("CARGO_PKG_VERSION"));
 
@@ -40,6 +40,8 @@ pub(super) struct Client {
     pub(super) repository: String,
     /// What a mirror is told about whom it stands for.
     namespace: Option<String>,
+    /// The one file that is asked for, where the place is a web server and no registry.
+    file: Option<Url>,
     pub(super) settings: Settings,
     pub(super) access: Access,
     pub(super) auth: Auth,
@@ -51,11 +53,11 @@ pub(super) struct Client {
 }
 
 /// The slowest line on which something is sent, in bytes per second: how long that takes cannot be seen while it does.
-const SLOWEST_LINE: usize = 32 << 10;
+const SLOWEST_LINE: u64 = 32 << 10;
 
 /// The time that sending so many bytes may take.
-pub(super) fn time_to_send(len: usize) -> Duration {
-    Duration::from_secs((len / SLOWEST_LINE) as u64)
+pub(super) fn time_to_send(len: u64) -> Duration {
+    Duration::from_secs(len / SLOWEST_LINE)
 }
 
 /// One request, before it is sent.
@@ -73,7 +75,7 @@ pub(super) struct Request<'a> {
 pub(super) struct Body<'a> {
     /// Its media type.
     pub(super) kind: &'a str,
-    pub(super) bytes: Bytes,
+    pub(super) content: Content,
     pub(super) condition: Option<Condition>,
 }
 
@@ -120,6 +122,7 @@ impl Client {
             address,
             repository: reference.repository.clone(),
             namespace: None,
+            file: None,
             settings,
             access,
             auth: Auth::default(),
@@ -148,6 +151,32 @@ impl Client {
         }
     }
 
+    /// For a file at a web server, which gets no credentials of registries.
+    pub(super) fn of_file(address: &WebAddress, settings: &Settings) -> Result<Self, Failure> {
+        let url = Url::parse(address.as_str()).map_err(|error| {
+            Failure::wrong(address.host(), format!("has no usable address: {error}"))
+        })?;
+        let settings = Settings {
+            credentials: None,
+            authfile: None,
+            credential_files: Vec::new(),
+            plain_http: address.is_plain(),
+            ..settings.clone()
+        };
+        let reference = RegistryReference {
+            host: address.host().to_owned(),
+            repository: String::new(),
+            tag: None,
+            digest: None,
+        };
+        Ok(Self {
+            address: address.host().to_owned(),
+            file: Some(url),
+            uses_tls: AtomicBool::new(!address.is_plain()),
+            ..Self::new(&reference, settings, Access::Read)
+        })
+    }
+
     /// Host and port of the API, for messages.
     pub(super) fn place(&self) -> &str {
         &self.address
@@ -165,6 +194,9 @@ impl Client {
     }
 
     pub(super) fn url(&self, path: &str) -> Result<Url, Failure> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
         let scheme = if self.uses_tls() { "https" } else { "http" };
         let (address, repository) = (&self.address, &self.repository);
         let repository = match repository.as_str() {
@@ -189,7 +221,7 @@ impl Client {
         object: &str,
         is_only: bool,
     ) -> Result<(HeaderMap, Vec<u8>), BlobError> {
-        let sent = question.body.as_ref().map_or(0, |body| body.bytes.len());
+        let sent = question.body.as_ref().map_or(0, |body| body.content.size());
         let deadline = Instant::now() + self.settings.timeout + time_to_send(sent);
         let mut tries = match is_only {
             true => Tries::until(deadline, &self.settings),
@@ -231,8 +263,10 @@ impl Client {
                 return Err(Failure::wrong(answer.place(), problem));
             }
             url = target(&url, &answer)?;
-            // A blob is known by its digest, but whoever can change a manifest on its way chooses the image.
-            let matters = question.accept.is_some() || question.body.is_some();
+            // A blob is known by its digest, but whoever can change a manifest on its way chooses the image, and of a web
+            // server's file nobody tells the digest.
+            let matters =
+                question.accept.is_some() || question.body.is_some() || self.file.is_some();
             if matters && is_downgrade(&registry, &url) {
                 return Err(Failure::wrong(
                     answer.place(),
@@ -351,15 +385,18 @@ impl Client {
             builder = builder.header(AUTHORIZATION, authorization);
         }
         let mut patience = self.settings.connect_timeout + self.settings.stall_timeout;
+        let sent = Arc::new(AtomicU64::new(0));
         if let Some(body) = request.body {
-            patience += time_to_send(body.bytes.len());
-            builder = builder.header(CONTENT_TYPE, body.kind).body(body.bytes);
+            patience += body.content.patience(&self.settings);
+            builder = builder
+                .header(CONTENT_TYPE, body.kind)
+                .body(body.content.body(&sent));
             if let Some((name, value)) = body.condition {
                 builder = builder.header(name, value);
             }
         }
         metric::REQUESTS.add(1);
-        match timeout(patience, builder.send()).await {
+        match while_moving(builder.send(), &sent, patience).await {
             Ok(Ok(response)) => {
                 let stall = self.settings.stall_timeout;
                 Ok(Answer::new(place, response, stall, permit))

@@ -72,6 +72,11 @@ impl Failure {
         }
     }
 
+    /// Whether the range that was asked for lies behind the end.
+    pub(super) fn is_beyond_the_end(&self) -> bool {
+        matches!(self.kind, Kind::Status { status, .. } if status == StatusCode::RANGE_NOT_SATISFIABLE)
+    }
+
     /// Whether the answer says `words`.
     pub(super) fn mentions(&self, words: &str) -> bool {
         matches!(&self.kind, Kind::Status { text, .. } if text.contains(words))

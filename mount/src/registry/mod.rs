@@ -7,7 +7,9 @@ mod answer;
 mod auth;
 mod challenge;
 mod client;
+mod content;
 mod credential;
+mod engine;
 mod failure;
 pub mod login;
 mod mirrors;
@@ -17,6 +19,7 @@ mod push;
 mod remote;
 mod settings;
 mod stream;
+mod web;
 
 use std::io::Read;
 use std::ops::Range;
@@ -37,9 +40,12 @@ use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::reference::{DEFAULT_TAG, RegistryReference};
 
+pub use self::content::OnSent;
+pub use self::engine::{engine_image, engine_image_id};
 pub use self::platform::Platform;
 pub use self::push::Destination;
 pub use self::settings::{Credentials, Secret, Settings};
+pub use self::web::{WebFile, web_file};
 
 /// Manifests and indexes are never longer (the distribution specification's own limit).
 pub const MANIFEST_BYTES_LIMIT: usize = 4 << 20;
@@ -59,6 +65,8 @@ struct Shared {
     places: Vec<Place>,
     settings: Settings,
     reference: RegistryReference,
+    /// How the user calls what is in it.
+    scheme: &'static str,
     network: OnceLock<Arc<Network>>,
     /// A manifest that came when only its digest was asked for.
     spare: Mutex<Option<(Digest, Bytes)>>,
@@ -76,10 +84,20 @@ impl Shared {
 impl Registry {
     /// The repository that `reference` names. Nothing is asked yet.
     pub fn new(reference: &RegistryReference, settings: &Settings) -> Self {
-        Self::with_access(reference, settings, Access::Read)
+        Self::with_access(reference, settings, Access::Read, "docker")
     }
 
-    fn with_access(reference: &RegistryReference, settings: &Settings, access: Access) -> Self {
+    /// The same, for the files in it, which are called `oras://` in messages.
+    pub fn of_files(reference: &RegistryReference, settings: &Settings) -> Self {
+        Self::with_access(reference, settings, Access::Read, "oras")
+    }
+
+    fn with_access(
+        reference: &RegistryReference,
+        settings: &Settings,
+        access: Access,
+        scheme: &'static str,
+    ) -> Self {
         // What is written goes to the registry itself.
         let mirrors = match access {
             Access::Read => mirrors(reference, settings),
@@ -100,6 +118,7 @@ impl Registry {
             places,
             settings: settings.clone(),
             reference: reference.clone(),
+            scheme,
             network: OnceLock::new(),
             spare: Mutex::new(None),
         }))
@@ -126,7 +145,7 @@ impl Registry {
             return Ok(digest);
         }
         let tag = self.0.reference.tag.as_deref().unwrap_or(DEFAULT_TAG);
-        let object = format!("manifest docker://{}", self.0.reference);
+        let object = format!("manifest {}://{}", self.0.scheme, self.0.reference);
         let path = format!("manifests/{tag}");
         match self.small(Method::HEAD, &path, MANIFEST_BYTES_LIMIT, &object) {
             Ok((Some(digest), _)) => return Ok(digest),
@@ -389,5 +408,9 @@ impl Blob for RemoteBlob {
 
     fn is_remote(&self) -> bool {
         true
+    }
+
+    fn is_named_by_its_bytes(&self) -> bool {
+        self.main().version.is_none()
     }
 }

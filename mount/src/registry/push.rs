@@ -1,6 +1,8 @@
 //! The other direction: blobs and manifests to a registry (distribution specification, "Push").
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -12,6 +14,7 @@ use tokio::time::timeout_at;
 use super::client::{
     Access, Body, Client, Condition, Question, Request, is_downgrade, target, time_to_send,
 };
+use super::content::{Content, OnSent};
 use super::failure::{Failure, Tries};
 use super::settings::Settings;
 use super::{ACCEPT, MANIFEST_BYTES_LIMIT, Registry};
@@ -30,21 +33,44 @@ pub struct Destination(Registry);
 impl Destination {
     /// The repository that `reference` names. Nothing is asked yet.
     pub fn new(reference: &RegistryReference, settings: &Settings) -> Self {
-        Self(Registry::with_access(reference, settings, Access::Write))
+        Self(Registry::with_access(
+            reference,
+            settings,
+            Access::Write,
+            "docker",
+        ))
     }
 
     /// Puts a blob there, if it is not there yet; gives its digest.
     pub fn blob(&self, bytes: &Bytes) -> Result<Digest, BlobError> {
         let digest = Digest::of(bytes);
+        self.content(digest, bytes.clone().into())?;
+        Ok(digest)
+    }
+
+    /// Puts a blob there that is a file of this size and with this digest, if it is not there yet; whether it was sent. `sent` is
+    /// told how many more bytes are on their way, and that so many are not, where they have to be sent once more.
+    pub fn file(
+        &self,
+        digest: Digest,
+        size: u64,
+        file: Arc<File>,
+        sent: OnSent,
+    ) -> Result<bool, BlobError> {
+        self.content(digest, Content::File { file, size, sent })
+    }
+
+    /// Whether it was not there yet.
+    fn content(&self, digest: Digest, content: Content) -> Result<bool, BlobError> {
         let object = format!("blob {digest}");
         if self.has_blob(digest, &object)? {
             tracing::debug!("{object}: there already");
-            return Ok(digest);
+            return Ok(false);
         }
         let client = self.0.0.client();
-        let work = client.upload(digest, bytes, &object);
+        let work = client.upload(digest, &content, &object);
         self.0.network(&object)?.wait_for(work)?;
-        Ok(digest)
+        Ok(true)
     }
 
     fn has_blob(&self, digest: Digest, object: &str) -> Result<bool, BlobError> {
@@ -165,7 +191,7 @@ impl Destination {
             range: None,
             body: Some(Body {
                 kind,
-                bytes: bytes.clone(),
+                content: bytes.clone().into(),
                 condition,
             }),
         };
@@ -201,11 +227,16 @@ fn added(index: &mut Value, wanted: &[Value]) -> Option<Vec<Value>> {
 
 impl Client {
     /// Sends a blob in one piece, all tries within the settings' timeout and the time that its bytes need.
-    async fn upload(&self, digest: Digest, bytes: &Bytes, object: &str) -> Result<(), BlobError> {
-        let deadline = Instant::now() + self.settings.timeout + time_to_send(bytes.len());
+    async fn upload(
+        &self,
+        digest: Digest,
+        content: &Content,
+        object: &str,
+    ) -> Result<(), BlobError> {
+        let deadline = Instant::now() + self.settings.timeout + time_to_send(content.size());
         let mut tries = Tries::until(deadline, &self.settings);
         loop {
-            let one_try = self.upload_once(digest, bytes);
+            let one_try = self.upload_once(digest, content);
             let failure = match timeout_at(deadline.into(), one_try).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(failure)) => failure,
@@ -217,7 +248,7 @@ impl Client {
     }
 
     /// POST for a place, then PUT to it.
-    async fn upload_once(&self, digest: Digest, bytes: &Bytes) -> Result<(), Failure> {
+    async fn upload_once(&self, digest: Digest, content: &Content) -> Result<(), Failure> {
         let path = "blobs/uploads/";
         let question = Question {
             method: Method::POST,
@@ -226,7 +257,7 @@ impl Client {
             range: None,
             body: Some(Body {
                 kind: "application/octet-stream",
-                bytes: Bytes::new(),
+                content: Bytes::new().into(),
                 condition: None,
             }),
         };
@@ -253,7 +284,7 @@ impl Client {
             authorization,
             body: Some(Body {
                 kind: "application/octet-stream",
-                bytes: bytes.clone(),
+                content: content.clone(),
                 condition: None,
             }),
             ..Request::get(url)

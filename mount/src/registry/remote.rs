@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::CONTENT_RANGE;
+use reqwest::header::{CONTENT_RANGE, ETAG, LAST_MODIFIED};
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::timeout_at;
@@ -17,7 +17,7 @@ use crate::blob::{BlobError, Patience};
 use crate::digest::Digest;
 
 /// A blob of this size is cut to a range here when the registry does not do it.
-const SMALL_BLOB_BYTES: u64 = 4 << 20;
+pub(super) const SMALL_BLOB_BYTES: u64 = 4 << 20;
 
 /// What an answer has to bring within the settings' timeout to count as alive.
 const PROGRESS_BYTES: u64 = 64 << 10;
@@ -30,6 +30,10 @@ pub(super) struct Remote {
     pub(super) client: Arc<Client>,
     pub(super) digest: Digest,
     pub(super) size: u64,
+    /// What it is called in messages.
+    object: String,
+    /// What must stay so, of a file that no digest vouches for.
+    pub(super) version: Option<Version>,
     /// The lock is held while the place is asked for, so that all who need it wait for one request.
     location: Mutex<Option<Arc<Location>>>,
 }
@@ -40,6 +44,35 @@ enum Location {
     Registry,
     /// It has sent us there, for now.
     Elsewhere { url: Url, is_same_origin: bool },
+}
+
+/// What a web server says of a file that tells its versions apart (RFC 9110, section 8.8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    pub(super) tag: Option<String>,
+    pub(super) modified: Option<String>,
+}
+
+impl Version {
+    pub(super) fn of(answer: &Answer) -> Self {
+        let header = |name| answer.header(name).map(str::to_owned);
+        Self {
+            tag: header(ETAG),
+            modified: header(LAST_MODIFIED),
+        }
+    }
+
+    /// By the tag, which is exact, or else by the time. An answer without either, such as a cache's, tells nothing.
+    fn is_still_that_of(&self, answer: &Answer) -> bool {
+        let now = Self::of(answer);
+        match (&self.tag, &now.tag) {
+            (Some(tag), Some(now)) => tag == now,
+            _ => match (&self.modified, &now.modified) {
+                (Some(modified), Some(now)) => modified == now,
+                _ => true,
+            },
+        }
+    }
 }
 
 /// How often something is tried.
@@ -122,12 +155,23 @@ impl Remote {
             client,
             digest,
             size,
+            object: format!("blob {digest}"),
+            version: None,
             location: Mutex::new(None),
         }
     }
 
+    /// A file of which the server tells the version, and which is called `object`.
+    pub(super) fn of_version(self, object: String, version: Version) -> Self {
+        Self {
+            object,
+            version: Some(version),
+            ..self
+        }
+    }
+
     pub(super) fn object(&self) -> String {
-        format!("blob {}", self.digest)
+        self.object.clone()
     }
 
     /// Exactly the bytes of `range`.
@@ -184,9 +228,12 @@ impl Remote {
             remembered: None,
         };
         loop {
-            let Err(failure) = self.one_try(&mut transfer, sink).await else {
+            let Err(mut failure) = self.one_try(&mut transfer, sink).await else {
                 return Ok(());
             };
+            if self.version.is_some() && failure.is_beyond_the_end() {
+                failure = self.changed(&failure.place);
+            }
             if let Some(remembered) = transfer.remembered.take()
                 && (failure.means_expired()
                     || failure.is_connection() && transfer.tries.failed() > 0)
@@ -207,6 +254,7 @@ impl Remote {
         let deadline = transfer.tries.deadline().into();
         let opened = timeout_at(deadline, self.open(transfer)).await;
         let mut answer = opened.map_err(|_| self.late())??;
+        self.check_version(&answer)?;
         let is_partial = answer.status() == StatusCode::PARTIAL_CONTENT;
         let mut skip = match is_partial {
             true => {
@@ -341,6 +389,18 @@ impl Remote {
         }
     }
 
+    /// Whether the file is still the one that was opened.
+    fn check_version(&self, answer: &Answer) -> Result<(), Failure> {
+        match &self.version {
+            Some(version) if !version.is_still_that_of(answer) => Err(self.changed(answer.place())),
+            _ => Ok(()),
+        }
+    }
+
+    fn changed(&self, place: &str) -> Failure {
+        Failure::wrong(place, "has another file there now than when it was opened")
+    }
+
     fn check_range(&self, answer: &Answer, range: &Range<u64>) -> Result<(), Failure> {
         let said = answer.header(CONTENT_RANGE).unwrap_or("nothing");
         let asked = format!("{}-{}", range.start, range.end - 1);
@@ -357,6 +417,9 @@ impl Remote {
             ));
         }
         if total != "*" && total.parse() != Ok(self.size) {
+            if self.version.is_some() {
+                return Err(self.changed(answer.place()));
+            }
             let size = self.size;
             return wrong(format!(
                 "has {total:.30} bytes of it, but the manifest says {size}"
@@ -381,6 +444,9 @@ impl Remote {
         }
         let size = self.size;
         if let Some(length) = answer.content_length().filter(|&length| length != size) {
+            if self.version.is_some() {
+                return Err(self.changed(answer.place()));
+            }
             return wrong(format!(
                 "has {length} bytes of it, but the manifest says {size}"
             ));

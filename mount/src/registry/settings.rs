@@ -32,6 +32,9 @@ pub struct Settings {
     pub registries_files: Vec<PathBuf>,
     /// Plain HTTP to every registry. Loopback addresses get it without.
     pub plain_http: bool,
+    /// Where the Docker daemon is, as `DOCKER_HOST` says it; without, at its usual socket.
+    #[serde(default)]
+    pub docker_host: Option<String>,
     /// PEM files with certificates to trust beside the system's (which `SSL_CERT_FILE` moves).
     pub ca_files: Vec<PathBuf>,
     /// Requests at a time to one host.
@@ -58,6 +61,7 @@ impl Default for Settings {
             hosts_directories: Vec::new(),
             registries_files: Vec::new(),
             plain_http: false,
+            docker_host: None,
             ca_files: Vec::new(),
             connections: 8,
             connect_timeout: Duration::from_secs(10),
@@ -78,6 +82,10 @@ impl Settings {
             registries_files,
             credentials: Credentials::from_environment(),
             credential_files: credential_files(|name| std::env::var_os(name)),
+            docker_host: PREFIXES.into_iter().find_map(|prefix| {
+                let host = std::env::var(format!("{prefix}DOCKER_HOST"));
+                host.ok().filter(|host| !host.is_empty())
+            }),
             ..Self::default()
         }
     }

@@ -48,7 +48,19 @@ impl Archive {
             hint: None,
             source: Some(source),
         };
-        let (file, len) = regular(path).map_err(failed)?;
+        let (file, _) = regular(path).map_err(failed)?;
+        Self::of(file, path)
+    }
+
+    /// The archive in a file, which is called `path` in messages.
+    pub(super) fn of(file: File, path: &Path) -> Result<Self, SourceError> {
+        let failed = |source| SourceError::File {
+            place: path.display().to_string(),
+            problem: "the archive cannot be read".into(),
+            hint: None,
+            source: Some(source),
+        };
+        let len = file.metadata().map_err(failed)?.len();
         if let Some(packer) = packer(&file) {
             return Err(SourceError::File {
                 place: path.display().to_string(),

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::file::{FileBlob, Part, Place};
+use super::file::{FileBlob, Part, Place, daemons};
 use super::manifest::{CONFIG_BYTES_LIMIT, Descriptor, ImageConfig};
 use super::{Origin, SourceError};
 use crate::blob::Blob;
 use crate::digest::{Digest, Hasher};
 use crate::reference::RegistryReference;
-use crate::registry::MANIFEST_BYTES_LIMIT;
+use crate::registry::{MANIFEST_BYTES_LIMIT, Settings, engine_image_id};
 
 pub(super) struct DockerArchive(Arc<Shared>);
 
@@ -61,6 +61,58 @@ impl DockerArchive {
             image,
             manifest: OnceLock::new(),
         })))
+    }
+}
+
+/// An image of the daemon on this machine. It is handed out as an archive, all of it, when something of it is missing.
+pub(super) struct DaemonImage(Arc<Daemons>);
+
+struct Daemons {
+    name: String,
+    settings: Settings,
+    archive: OnceLock<DockerArchive>,
+}
+
+impl DaemonImage {
+    pub(super) fn new(name: &str, settings: &Settings) -> Self {
+        Self(Arc::new(Daemons {
+            name: name.to_owned(),
+            settings: settings.clone(),
+            archive: OnceLock::new(),
+        }))
+    }
+}
+
+impl Daemons {
+    fn archive(&self) -> Result<&DockerArchive, SourceError> {
+        if let Some(archive) = self.archive.get() {
+            return Ok(archive);
+        }
+        let archive = DockerArchive::open(Place::daemon(&self.name, &self.settings)?, None)?;
+        Ok(self.archive.get_or_init(|| archive))
+    }
+}
+
+impl Origin for DaemonImage {
+    fn exact_name(&self) -> Result<Option<String>, SourceError> {
+        let Daemons { name, settings, .. } = &*self.0;
+        let id = engine_image_id(name, settings).map_err(|error| daemons(name, error))?;
+        Ok(Some(format!("docker-daemon's image {id:.200}")))
+    }
+
+    fn resolve(&self) -> Result<Digest, SourceError> {
+        self.0.archive()?.resolve()
+    }
+
+    fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
+        self.0.archive()?.manifest(digest)
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
+        let (daemons, digest) = (Arc::clone(&self.0), descriptor.digest);
+        let path = format!("docker-daemon:{}", self.0.name).into();
+        let find = move || daemons.archive().map_err(io::Error::other)?.0.part(digest);
+        Arc::new(FileBlob::new(digest, descriptor.size, path, find))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Blobs in files: in a directory, or in the members of an archive.
+//! Blobs in files: in a directory, in the members of an archive, or in the objects of a SIF.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,14 +12,22 @@ use rustix::fs::OFlags;
 
 use super::SourceError;
 use super::archive::Archive;
+use super::sif::{Object, ObjectKind, Sif};
 use crate::blob::{Blob, BlobError};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
+use crate::registry::{MANIFEST_BYTES_LIMIT, Settings, engine_image};
 
 /// Files under names, such as `blobs/sha256/…`.
 pub(super) enum Place {
     Directory(PathBuf),
     Archive(Archive),
+    /// A SIF whose objects are an image's blobs, as SingularityCE 4 writes it.
+    Sif {
+        path: PathBuf,
+        file: Arc<File>,
+        objects: Vec<Object>,
+    },
 }
 
 /// A stretch of a file: all of it, or one member of an archive.
@@ -39,10 +47,35 @@ impl Place {
         Archive::open(path).map(Self::Archive)
     }
 
+    /// The archive in which the daemon on this machine hands out its image `name`; it has no name, and ends with the process.
+    pub(super) fn daemon(name: &str, settings: &Settings) -> Result<Self, SourceError> {
+        let file = tempfile::tempfile().map_err(|source| SourceError::File {
+            place: std::env::temp_dir().display().to_string(),
+            problem: format!("docker-daemon:{name} cannot be kept there while it is read"),
+            hint: Some("name a directory with room in $TMPDIR".into()),
+            source: Some(source),
+        })?;
+        let path = format!("docker-daemon:{name}");
+        engine_image(name, settings, &file).map_err(|error| daemons(name, error))?;
+        Archive::of(file, Path::new(&path)).map(Self::Archive)
+    }
+
+    /// The SIF at `path`, if its objects are an image's blobs. Whatever else it is, others will tell.
+    pub(super) fn sif(path: &Path) -> Option<Self> {
+        let (file, _) = regular(path).ok()?;
+        let objects = Sif::open(&file).ok()?.objects;
+        let has_index = objects.iter().any(|it| it.kind == ObjectKind::OciIndex);
+        has_index.then(|| Self::Sif {
+            path: path.to_owned(),
+            file: Arc::new(file),
+            objects,
+        })
+    }
+
     /// The directory's or the archive's path, for messages.
     pub(super) fn path(&self) -> &Path {
         match self {
-            Self::Directory(path) => path,
+            Self::Directory(path) | Self::Sif { path, .. } => path,
             Self::Archive(archive) => archive.path(),
         }
     }
@@ -59,6 +92,36 @@ impl Place {
                 })
             }
             Self::Archive(archive) => archive.part(name.as_bytes()),
+            Self::Sif { file, objects, .. } => {
+                let is_meant = |object: &&Object| match object.kind {
+                    ObjectKind::OciIndex => name == "index.json",
+                    ObjectKind::OciBlob(digest) => {
+                        name.strip_prefix("blobs/sha256/") == Some(&*digest.hex())
+                    }
+                    _ => false,
+                };
+                let object = objects.iter().find(is_meant);
+                let object = object.ok_or_else(|| {
+                    let problem = format!("the SIF has no object that is {name:.200}");
+                    io::Error::new(io::ErrorKind::NotFound, problem)
+                })?;
+                Ok(Part {
+                    file: Arc::clone(file),
+                    at: object.at,
+                    len: object.len,
+                })
+            }
+        }
+    }
+
+    /// Whether somebody meant this to be a layout.
+    pub(super) fn is_layout(&self) -> Result<(), SourceError> {
+        match self {
+            // Its version has always been 1.0.0; what counts is that it is there.
+            Self::Directory(_) | Self::Archive(_) => {
+                self.small("oci-layout", MANIFEST_BYTES_LIMIT).map(|_| ())
+            }
+            Self::Sif { .. } => Ok(()),
         }
     }
 
@@ -77,6 +140,24 @@ impl Place {
             hint: None,
             source: Some(source),
         })
+    }
+}
+
+/// The daemon's failure to give its image `name`, in words that fit a daemon.
+pub(super) fn daemons(name: &str, error: BlobError) -> SourceError {
+    let hint = match &error {
+        BlobError::Refused {
+            status: Some(404), ..
+        } => "docker images shows which there are; docker://NAME takes one from a registry",
+        _ => {
+            "see whether Docker runs here and whether you may use its socket, which DOCKER_HOST=unix:///… names"
+        }
+    };
+    SourceError::File {
+        place: format!("docker-daemon:{name}"),
+        problem: "the image cannot be had from the daemon".into(),
+        hint: Some(hint.into()),
+        source: Some(io::Error::other(error)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! An OCI image layout, in a directory or in a tar file (image-spec, image-layout.md).
+//! An OCI image layout, in a directory, in a tar file (image-spec, image-layout.md), or in an OCI-SIF.
 
 use std::io;
 use std::sync::Arc;
@@ -35,8 +35,7 @@ impl Layout {
             hint,
             source: None,
         };
-        // Its version has always been 1.0.0; what counts is that somebody meant this to be a layout.
-        place.small("oci-layout", MANIFEST_BYTES_LIMIT)?;
+        place.is_layout()?;
         let bytes = place.small("index.json", MANIFEST_BYTES_LIMIT)?;
         let index = match Document::parse(&bytes) {
             Ok(Document::Index(index)) => index,

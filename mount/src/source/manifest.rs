@@ -147,6 +147,14 @@ pub enum ManifestError {
         /// How to get at it, where we know that.
         hint: Option<&'static str>,
     },
+    /// It is something else than a SIF.
+    #[error("not a SIF but {what}")]
+    NotAFile {
+        /// What it is, in words where we know it.
+        what: String,
+        /// How to get at it, where we know that.
+        hint: Option<&'static str>,
+    },
     /// There is no build for this machine.
     #[error("no image for {wanted}; there are {offered}")]
     NoPlatform {
@@ -347,10 +355,9 @@ fn not_an_image(config: &str, artifact_type: Option<&str>) -> ManifestError {
         _ => config,
     };
     let (what, hint) = match kind {
-        "application/vnd.sylabs.sif.config.v1+json" => (
-            "a SIF file",
-            Some("fetch it with: apptainer pull oras://…, and use the file"),
-        ),
+        "application/vnd.sylabs.sif.config.v1+json" => {
+            ("a SIF file", Some("write oras:// instead of docker://"))
+        }
         "application/vnd.cncf.helm.config.v1+json" => ("a Helm chart", None),
         "application/vnd.docker.plugin.v1+json" => ("a Docker plugin", None),
         "application/vnd.nydus.image.config.v1+json"

@@ -5,6 +5,7 @@
 
 mod archive;
 mod docker;
+pub mod elsewhere;
 mod file;
 mod layout;
 pub mod manifest;
@@ -12,7 +13,9 @@ pub mod sif;
 mod squashfs;
 
 pub use squashfs::is_image_file;
+pub(crate) use squashfs::place_in;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,11 +27,12 @@ use crate::extent::PackedOffset;
 use crate::reference::Reference;
 use crate::registry::{Platform, Registry, Settings};
 
-use self::docker::DockerArchive;
+use self::docker::{DaemonImage, DockerArchive};
+use self::elsewhere::{Oras, Web};
 use self::file::Place;
 use self::layout::Layout;
 use self::manifest::{CONFIG_BYTES_LIMIT, Descriptor, Document, Manifest, ManifestError};
-use self::squashfs::SquashfsFile;
+use self::squashfs::FileSystem;
 
 /// Indexes within indexes that are followed from the top.
 const LEVELS: usize = 3;
@@ -42,8 +46,20 @@ pub struct Source {
 /// What every kind of place can do.
 trait Origin: Send + Sync {
     fn resolve(&self) -> Result<Digest, SourceError>;
+
+    /// A name that nothing else ever has, where that is told sooner than what it resolves to.
+    fn exact_name(&self) -> Result<Option<String>, SourceError> {
+        Ok(None)
+    }
+
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError>;
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob>;
+
+    /// The bytes of a configuration of this size, perhaps wrong ones.
+    fn config(&self, descriptor: &Descriptor, deadline: Instant) -> Result<Bytes, SourceError> {
+        let blob = self.blob(descriptor);
+        Ok(blob.read(PackedOffset(0), descriptor.size as usize, deadline)?)
+    }
 
     /// Manifests of type `kind` that say something about `subject`.
     fn referrers(&self, _subject: Digest, _kind: &str) -> Result<Vec<Digest>, SourceError> {
@@ -106,7 +122,10 @@ impl Source {
             Reference::DockerArchive { file, tag } => {
                 Box::new(DockerArchive::open(Place::archive(file)?, tag.as_deref())?)
             }
-            Reference::File(path) => Box::new(SquashfsFile::open(path)?),
+            Reference::DockerDaemon { name } => Box::new(DaemonImage::new(name, settings)),
+            Reference::File(path) => file(path, settings)?,
+            Reference::Oras(reference) => Box::new(Oras::new(reference, settings)),
+            Reference::Web(address) => Box::new(Web::new(address, settings)),
         };
         Ok(Self {
             kind,
@@ -118,6 +137,11 @@ impl Source {
     /// reference has a digest.
     pub fn resolve(&self) -> Result<Digest, SourceError> {
         self.kind.resolve()
+    }
+
+    /// A name that nothing else ever has: what it resolves to can be remembered. Only of places where that saves something.
+    pub fn exact_name(&self) -> Result<Option<String>, SourceError> {
+        self.kind.exact_name()
     }
 
     /// The bytes of a manifest or index; they match `digest`.
@@ -142,7 +166,7 @@ impl Source {
             return Err(wrong(format!("{len} bytes are more than any has")).into());
         }
         let deadline = Instant::now() + self.settings.timeout;
-        let bytes = self.blob(descriptor).read(PackedOffset(0), len, deadline)?;
+        let bytes = self.kind.config(descriptor, deadline)?;
         match Digest::of(&bytes) == descriptor.digest {
             true => Ok(bytes),
             false => Err(wrong("its bytes do not match its digest".into()).into()),
@@ -158,6 +182,14 @@ impl Source {
     pub fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
         self.kind.blob(descriptor)
     }
+}
+
+/// A SIF or a squashfs; or a SIF whose objects are those of a layout.
+fn file(path: &Path, settings: &Settings) -> Result<Box<dyn Origin>, SourceError> {
+    if let Some(place) = Place::sif(path) {
+        return Ok(Box::new(Layout::open(place, None)?));
+    }
+    Ok(Box::new(FileSystem::open(path, settings.timeout)?))
 }
 
 /// The image for `platform` below `top`, with `document` giving the bytes of manifests and indexes by their digest,
@@ -222,7 +254,7 @@ impl Origin for Registry {
 }
 
 impl SourceError {
-    fn file(place: &std::path::Path, problem: impl Into<String>) -> Self {
+    fn file(place: &Path, problem: impl Into<String>) -> Self {
         Self::File {
             place: place.display().to_string(),
             problem: problem.into(),
@@ -236,7 +268,8 @@ impl SourceError {
         match self {
             Self::Blob(error) => error.hint(),
             Self::Manifest {
-                source: ManifestError::NotAnImage { hint, .. },
+                source:
+                    ManifestError::NotAnImage { hint, .. } | ManifestError::NotAFile { hint, .. },
                 ..
             } => hint.map(Into::into),
             Self::Manifest {

@@ -13,6 +13,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use zerocopy::little_endian::{I32, I64, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::digest::Digest;
+
 /// The first 128 bytes of the file.
 #[expect(missing_docs, reason = "the names are those of the format")]
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -89,6 +91,11 @@ pub const TYPE_DEFFILE: i32 = 0x4001;
 pub const TYPE_PARTITION: i32 = 0x4004;
 /// JSON under a name.
 pub const TYPE_GENERIC_JSON: i32 = 0x4006;
+
+/// The index of an image whose blobs are objects (SingularityCE's OCI-SIF).
+pub const TYPE_OCI_INDEX: i32 = 0x400a;
+/// A blob of such an image.
+pub const TYPE_OCI_BLOB: i32 = 0x400b;
 
 /// In [`RawPartition::file_system`].
 pub const FILE_SYSTEM_SQUASHFS: i32 = 1;
@@ -176,6 +183,10 @@ pub enum ObjectKind {
         /// Whether it is a squashfs that nothing encrypts.
         is_squashfs: bool,
     },
+    /// The index of an image whose blobs are objects.
+    OciIndex,
+    /// A blob of such an image, with the name that its bytes should hash to.
+    OciBlob(Digest),
     /// Anything else, by its number.
     Other(i32),
 }
@@ -340,6 +351,13 @@ impl Header {
                     is_primary: partition.role.get() == ROLE_PRIMARY_SYSTEM,
                     is_squashfs: partition.file_system.get() == FILE_SYSTEM_SQUASHFS,
                 }
+            }
+            TYPE_OCI_INDEX => ObjectKind::OciIndex,
+            TYPE_OCI_BLOB => {
+                let end = raw.extra.iter().position(|&byte| byte == 0);
+                let name = str::from_utf8(&raw.extra[..end.unwrap_or(raw.extra.len())]).ok();
+                let digest = name.and_then(|name| name.parse().ok());
+                ObjectKind::OciBlob(digest.ok_or("its digest cannot be read")?)
             }
             other => ObjectKind::Other(other),
         };

@@ -1,29 +1,39 @@
-//! A squashfs in a file of the user's: bare, or the root file system of a SIF.
+//! A file system in a file, wherever that is: a bare squashfs, or the root file system of a SIF.
 //!
-//! Nobody tells digests of its blocks, so what is read is believed as any of the user's files is. What can be checked is that
-//! it stays the same file: its *identity*, inode, size and time of change with the superblock and the tables at the end,
-//! is the layer's name, under which the store keeps what was read of it; and each read fails once the file was written to.
+//! There is no manifest in the sense of a registry, so one is made up, the same each time for the same file: its only layer is
+//! the file, with the place of the file system in it as annotations.
+//!
+//! Nobody tells digests of a squashfs's blocks, so what is read is believed. What can be checked is that it stays the same
+//! file. That is the registry's business for one in a registry, which has a digest, and for one at a web server. For one of
+//! the user's own it is done here: its *identity*, inode, size and time of change with its beginning and its end, is
+//! the layer's name, under which the store keeps what was read of it; and each read fails once the file was written to.
 
-use std::fs::{File, Metadata};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::file::{Part, regular};
+use super::file::{Part, Place, regular};
 use super::manifest::Descriptor;
 use super::sif::{ObjectKind, Sif, SifError};
 use super::{Origin, SourceError};
-use crate::blob::{Blob, BlobError};
+use crate::blob::{Blob, BlobError, Windows};
 use crate::digest::{Digest, Hasher};
 use crate::extent::PackedOffset;
 
 /// The media type of the only layer.
 const MEDIA_TYPE: &str = "application/vnd.sifon.file-system.v1";
+
+/// Annotations of the only layer: where in it the file system is.
+const BEGINS: &str = "org.sifon.file-system.begins";
+const BYTES: &str = "org.sifon.file-system.bytes";
 
 /// What a squashfs begins with.
 const MAGIC: &[u8] = b"hsqs";
@@ -33,20 +43,256 @@ const LAUNCH: &[u8] = b"#!/usr/bin/env run-singularity\n";
 
 /// Bytes of the beginning and the end that count for the identity: superblock, and the tables that places in all others
 /// stand in.
-const HEAD_BYTES: u64 = 4 << 10;
+const HEAD_BYTES: u64 = 64 << 10;
 const TAIL_BYTES: u64 = 64 << 10;
+
+/// What a SIF tells about itself is read in pieces of this size: the first holds nearly always all of it.
+const WINDOW_BYTES: u64 = 128 << 10;
+const WINDOWS: NonZeroUsize = NonZeroUsize::new(16).expect("it is not zero");
 
 /// Bytes of an image configuration in a SIF at most.
 const OCI_CONFIG_BYTES_LIMIT: u64 = 1 << 20;
 
-pub(super) struct SquashfsFile {
-    blob: Arc<FileSystem>,
+/// A file with a file system, and the documents that it would have in a registry.
+pub(super) struct FileSystem {
+    place: String,
+    blob: Arc<dyn Blob>,
     config: Bytes,
     manifest: Bytes,
 }
 
-/// The file system, as long as nobody writes to its file.
-struct FileSystem {
+/// Where in a file a file system is, and what else the file tells.
+struct Found {
+    at: u64,
+    len: u64,
+    architecture: &'static str,
+    config: Value,
+}
+
+/// Why there is none.
+enum NotFound {
+    Blob(BlobError),
+    Format(String),
+}
+
+impl From<&str> for NotFound {
+    fn from(problem: &str) -> Self {
+        Self::Format(problem.into())
+    }
+}
+
+impl From<BlobError> for NotFound {
+    fn from(error: BlobError) -> Self {
+        Self::Blob(error)
+    }
+}
+
+/// The place of the file system in a layer that such a file is. `None` for any other layer.
+pub(crate) fn place_in(layer: &Descriptor) -> Option<(u64, u64)> {
+    if layer.media_type != MEDIA_TYPE {
+        return None;
+    }
+    let number = |name: &str| layer.annotations.get(name)?.parse::<u64>().ok();
+    let (at, len) = (number(BEGINS)?, number(BYTES)?);
+    (at.checked_add(len)? <= layer.size).then_some((at, len))
+}
+
+impl FileSystem {
+    /// The file at `path`.
+    pub(super) fn open(path: &Path, timeout: Duration) -> Result<Self, SourceError> {
+        let failed = |source| SourceError::File {
+            place: path.display().to_string(),
+            problem: "the file cannot be read".into(),
+            hint: None,
+            source: Some(source),
+        };
+        let blob = Arc::new(LocalFile::open(path).map_err(failed)?);
+        Self::of(path.display().to_string(), blob, Bytes::new(), timeout)
+    }
+
+    /// The file whose bytes are those of `blob`, which begins with `head`, as far as that is known, and is called `place`.
+    pub(super) fn of(
+        place: String,
+        blob: Arc<dyn Blob>,
+        head: Bytes,
+        timeout: Duration,
+    ) -> Result<Self, SourceError> {
+        let windows = Windows::new(Arc::clone(&blob), WINDOW_BYTES, WINDOWS, timeout);
+        let found = found(&windows.beginning_with(head)).map_err(|not_found| match not_found {
+            NotFound::Blob(error) => SourceError::Blob(error),
+            NotFound::Format(problem) => SourceError::File {
+                place: place.clone(),
+                problem,
+                hint: Some("name a SIF or a squashfs file that is whole".into()),
+                source: None,
+            },
+        })?;
+        let digest = blob.digest();
+        let config = json!({
+            "os": "linux",
+            "architecture": found.architecture,
+            "config": found.config,
+            "rootfs": {"type": "layers", "diff_ids": [digest]},
+        });
+        let config = Bytes::from(config.to_string());
+        let layer = Descriptor {
+            media_type: MEDIA_TYPE.into(),
+            digest,
+            size: blob.size(),
+            annotations: BTreeMap::from([
+                (BEGINS.into(), found.at.to_string()),
+                (BYTES.into(), found.len.to_string()),
+            ]),
+            artifact_type: None,
+            platform: None,
+        };
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": Digest::of(&config),
+                "size": config.len(),
+            },
+            "layers": [layer],
+        });
+        Ok(Self {
+            place,
+            blob,
+            config,
+            manifest: manifest.to_string().into(),
+        })
+    }
+}
+
+/// Whether the file at `path` is a SIF, or begins like a squashfs.
+pub fn is_image_file(path: &Path) -> bool {
+    FileSystem::open(path, Duration::from_secs(60)).is_ok() || Place::sif(path).is_some()
+}
+
+/// The file system in a file.
+fn found(file: &Windows) -> Result<Found, NotFound> {
+    let size = file.blob_size();
+    let bare = |at| Found {
+        at,
+        len: size - at,
+        architecture: "unknown",
+        config: json!({}),
+    };
+    let len = size.min((LAUNCH.len() + MAGIC.len()) as u64) as usize;
+    let start = file.read(0, len)?;
+    if start.starts_with(MAGIC) {
+        return Ok(bare(0));
+    }
+    if start.starts_with(LAUNCH) && start.ends_with(MAGIC) {
+        return Ok(bare(LAUNCH.len() as u64));
+    }
+    let sif = match Sif::open(Cursor { file, at: 0 }) {
+        Ok(sif) => sif,
+        Err(SifError::NotSif(_)) => return Err("it is neither a SIF nor a squashfs".into()),
+        Err(SifError::Io(error)) => {
+            return Err(match error.downcast::<BlobError>() {
+                Ok(error) => error.into(),
+                Err(error) => NotFound::Format(format!("it cannot be read: {error}")),
+            });
+        }
+        Err(error) => return Err(NotFound::Format(error.to_string())),
+    };
+    let partition = sif
+        .primary_partition()
+        .ok_or("the SIF has no root file system")?;
+    if !matches!(
+        partition.kind,
+        ObjectKind::Partition {
+            is_squashfs: true,
+            ..
+        }
+    ) {
+        return Err("the root file system of the SIF is encrypted, or not a squashfs".into());
+    }
+    Ok(Found {
+        at: partition.at,
+        len: partition.len,
+        architecture: sif.architecture.unwrap_or("unknown"),
+        config: container_config(file, &sif),
+    })
+}
+
+/// A file as those who parse it want it.
+struct Cursor<'a> {
+    file: &'a Windows,
+    at: u64,
+}
+
+impl Read for Cursor<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.file.blob_size().saturating_sub(self.at);
+        let len = left.min(buffer.len() as u64) as usize;
+        let bytes = self.file.read(self.at.min(self.file.blob_size()), len);
+        buffer[..len].copy_from_slice(&bytes.map_err(io::Error::other)?);
+        self.at += len as u64;
+        Ok(len)
+    }
+}
+
+impl Seek for Cursor<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(from) => self.file.blob_size().checked_add_signed(from),
+            SeekFrom::Current(from) => self.at.checked_add_signed(from),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
+/// Environment and labels of the image that a SIF was made from, as its writer kept them. What is run is the SIF's own
+/// script. A text that is no configuration is none.
+fn container_config(file: &Windows, sif: &Sif) -> Value {
+    let read = || {
+        let object = sif.named(ObjectKind::GenericJson, "oci-config.json")?;
+        let len = Some(object.len).filter(|&len| len <= OCI_CONFIG_BYTES_LIMIT)?;
+        let bytes = file.read(object.at, len as usize).ok()?;
+        let config: Map<String, Value> = serde_json::from_slice(&bytes).ok()?;
+        // The whole document, or what stands in it under `config`.
+        let inner = config.get("config").and_then(Value::as_object).cloned();
+        Some(inner.unwrap_or(config))
+    };
+    let config = read().unwrap_or_default();
+    let kept = ["Env", "Labels"].map(|name| (name.to_owned(), config.get(name).cloned()));
+    kept.into_iter()
+        .filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_null())?)))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+impl Origin for FileSystem {
+    fn resolve(&self) -> Result<Digest, SourceError> {
+        Ok(Digest::of(&self.manifest))
+    }
+
+    fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
+        match digest == Digest::of(&self.manifest) {
+            true => Ok(self.manifest.clone()),
+            false => Err(SourceError::file(
+                Path::new(&self.place),
+                format!("it is no longer the file that was named {digest}"),
+            )),
+        }
+    }
+
+    fn config(&self, _: &Descriptor, _: Instant) -> Result<Bytes, SourceError> {
+        Ok(self.config.clone())
+    }
+
+    fn blob(&self, _: &Descriptor) -> Arc<dyn Blob> {
+        self.blob.clone()
+    }
+}
+
+/// A file of the user's, as long as nobody writes to it.
+struct LocalFile {
     path: PathBuf,
     part: Part,
     stamp: Stamp,
@@ -71,178 +317,34 @@ impl Stamp {
     }
 }
 
-/// Where in a file a file system is, and what else the file tells.
-struct Found {
-    at: u64,
-    len: u64,
-    architecture: &'static str,
-    config: Value,
-}
-
-impl SquashfsFile {
-    pub(super) fn open(path: &Path) -> Result<Self, SourceError> {
-        let failed = |source| SourceError::File {
-            place: path.display().to_string(),
-            problem: "the file cannot be read".into(),
-            hint: None,
-            source: Some(source),
-        };
-        let (file, size) = regular(path).map_err(failed)?;
-        let stamp = Stamp::of(&file.metadata().map_err(failed)?);
-        let found = found(&file, size).map_err(|problem| SourceError::File {
-            place: path.display().to_string(),
-            problem,
-            hint: Some("name a SIF or a squashfs file that is whole".into()),
-            source: None,
-        })?;
-        let part = Part {
-            file: Arc::new(file),
-            at: found.at,
-            len: found.len,
-        };
-        let digest = identity(stamp, &part).map_err(failed)?;
-        let blob = FileSystem {
-            path: path.to_owned(),
-            part,
-            stamp,
-            digest,
-        };
-        let config = json!({
-            "os": "linux",
-            "architecture": found.architecture,
-            "config": found.config,
-            "rootfs": {"type": "layers", "diff_ids": [digest]},
-        });
-        let config = Bytes::from(config.to_string());
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {
-                "mediaType": "application/vnd.oci.image.config.v1+json",
-                "digest": Digest::of(&config),
-                "size": config.len(),
-            },
-            "layers": [{"mediaType": MEDIA_TYPE, "digest": digest, "size": found.len}],
-        });
-        Ok(Self {
-            blob: Arc::new(blob),
-            config,
-            manifest: manifest.to_string().into(),
-        })
-    }
-}
-
-/// Whether the file at `path` is a SIF, or begins like a squashfs.
-pub fn is_image_file(path: &Path) -> bool {
-    regular(path).is_ok_and(|(file, size)| found(&file, size).is_ok())
-}
-
-/// The file system in a file of `size` bytes.
-fn found(file: &File, size: u64) -> Result<Found, String> {
-    let bare = |at| Found {
-        at,
-        len: size - at,
-        architecture: "unknown",
-        config: json!({}),
-    };
-    let mut start = [0; LAUNCH.len() + MAGIC.len()];
-    let len = size.min(start.len() as u64) as usize;
-    file.read_exact_at(&mut start[..len], 0)
-        .map_err(|err| format!("it cannot be read: {err}"))?;
-    if start.starts_with(MAGIC) {
-        return Ok(bare(0));
-    }
-    if start.starts_with(LAUNCH) && start.ends_with(MAGIC) {
-        return Ok(bare(LAUNCH.len() as u64));
-    }
-    let sif = match Sif::open(file) {
-        Ok(sif) => sif,
-        Err(SifError::NotSif(_)) => return Err("it is neither a SIF nor a squashfs".into()),
-        Err(SifError::Io(err)) => return Err(format!("it cannot be read: {err}")),
-        Err(err) => return Err(err.to_string()),
-    };
-    let partition = sif.primary_partition().ok_or(
-        "the SIF has no root file system, as OCI-SIFs of SingularityCE 4 have none, which are not read",
-    )?;
-    if !matches!(
-        partition.kind,
-        ObjectKind::Partition {
-            is_squashfs: true,
-            ..
-        }
-    ) {
-        return Err("the root file system of the SIF is encrypted, or not a squashfs".into());
-    }
-    Ok(Found {
-        at: partition.at,
-        len: partition.len,
-        architecture: sif.architecture.unwrap_or("unknown"),
-        config: container_config(file, &sif),
-    })
-}
-
-/// Environment and labels of the image that a SIF was made from, as its writer kept them. What is run is the SIF's own
-/// script. A text that is no configuration is none.
-fn container_config(file: &File, sif: &Sif) -> Value {
-    let read = || {
-        let object = sif.named(ObjectKind::GenericJson, "oci-config.json")?;
-        let len = Some(object.len).filter(|&len| len <= OCI_CONFIG_BYTES_LIMIT)?;
-        let mut bytes = vec![0; len as usize];
-        file.read_exact_at(&mut bytes, object.at).ok()?;
-        let config: Map<String, Value> = serde_json::from_slice(&bytes).ok()?;
-        // The whole document, or what stands in it under `config`.
-        let inner = config.get("config").and_then(Value::as_object).cloned();
-        Some(inner.unwrap_or(config))
-    };
-    let config = read().unwrap_or_default();
-    let kept = ["Env", "Labels"].map(|name| (name.to_owned(), config.get(name).cloned()));
-    kept.into_iter()
-        .filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_null())?)))
-        .collect::<Map<_, _>>()
-        .into()
-}
-
 fn identity(stamp: Stamp, part: &Part) -> io::Result<Digest> {
     let (seconds, nanos) = stamp.modified;
     let Stamp { inode, size, .. } = stamp;
-    let (at, len) = (part.at, part.len);
     let mut hasher = Hasher::default();
-    hasher.update(
-        format!(
-            "squashfs, bytes {at}+{len} of a file: inode {inode}, {size} bytes, {seconds}.{nanos}\n"
-        )
-        .as_bytes(),
-    );
-    hasher.update(&part.bytes(0, len.min(HEAD_BYTES) as usize)?);
-    let tail = len.min(TAIL_BYTES);
-    hasher.update(&part.bytes(len - tail, tail as usize)?);
+    hasher.update(format!("a file: inode {inode}, {size} bytes, {seconds}.{nanos}\n").as_bytes());
+    hasher.update(&part.bytes(0, part.len.min(HEAD_BYTES) as usize)?);
+    let tail = part.len.min(TAIL_BYTES);
+    hasher.update(&part.bytes(part.len - tail, tail as usize)?);
     Ok(hasher.finish())
 }
 
-impl Origin for SquashfsFile {
-    fn resolve(&self) -> Result<Digest, SourceError> {
-        Ok(Digest::of(&self.manifest))
+impl LocalFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        let (file, len) = regular(path)?;
+        let stamp = Stamp::of(&file.metadata()?);
+        let part = Part {
+            file: Arc::new(file),
+            at: 0,
+            len,
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            digest: identity(stamp, &part)?,
+            part,
+            stamp,
+        })
     }
 
-    fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
-        match digest == Digest::of(&self.manifest) {
-            true => Ok(self.manifest.clone()),
-            false => Err(SourceError::file(
-                &self.blob.path,
-                format!("it is no longer the file that was named {digest}"),
-            )),
-        }
-    }
-
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
-        if descriptor.digest == Digest::of(&self.config) {
-            return Arc::new(Text(self.config.clone()));
-        }
-        self.blob.clone()
-    }
-}
-
-impl FileSystem {
     fn wrong(&self, problem: impl Into<String>) -> BlobError {
         BlobError::Wrong {
             object: self.path.display().to_string(),
@@ -261,7 +363,7 @@ impl FileSystem {
     }
 }
 
-impl Blob for FileSystem {
+impl Blob for LocalFile {
     fn digest(&self) -> Digest {
         self.digest
     }
@@ -290,35 +392,8 @@ impl Blob for FileSystem {
     fn is_remote(&self) -> bool {
         false
     }
-}
 
-/// A document that was made here.
-struct Text(Bytes);
-
-impl Blob for Text {
-    fn digest(&self) -> Digest {
-        Digest::of(&self.0)
-    }
-
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read(&self, at: PackedOffset, len: usize, _: Instant) -> Result<Bytes, BlobError> {
-        let from = usize::try_from(at.0).ok();
-        let part = from.and_then(|from| self.0.get(from..from.checked_add(len)?));
-        let part = part.ok_or_else(|| BlobError::Wrong {
-            object: format!("configuration {}", self.digest()),
-            problem: format!("{len} bytes at {} are not within it", at.0),
-        })?;
-        Ok(self.0.slice_ref(part))
-    }
-
-    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
-        Ok(Box::new(io::Cursor::new(self.0.clone())))
-    }
-
-    fn is_remote(&self) -> bool {
+    fn is_named_by_its_bytes(&self) -> bool {
         false
     }
 }

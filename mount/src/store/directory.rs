@@ -72,6 +72,8 @@ impl Trust {
 pub(super) struct Directory {
     path: PathBuf,
     is_trusted: bool,
+    /// Whether nobody but those who are trusted can write to packed files.
+    has_trusted_packed: bool,
     is_writable: bool,
     is_on_network: bool,
 }
@@ -85,7 +87,11 @@ impl Directory {
             .create(path.join(VERSION));
         let mut directory = Self::open(path, trust);
         match made.and_then(|()| directory.make_directories()) {
-            Ok(()) => directory.is_writable = true,
+            Ok(()) => {
+                directory.is_writable = true;
+                let packed = directory.path.join("packed");
+                directory.has_trusted_packed = trust.covers(&packed).unwrap_or(false);
+            }
             Err(err) => {
                 tracing::warn!(store = %path.display(), error = %err, "the store cannot be written to: nothing will be kept");
             }
@@ -115,6 +121,7 @@ impl Directory {
         Self {
             path,
             is_trusted,
+            has_trusted_packed: false,
             is_writable: false,
             is_on_network,
         }
@@ -126,6 +133,7 @@ impl Directory {
             // Nothing can be below what is no directory.
             path: Path::new("/dev/null").join(VERSION),
             is_trusted: false,
+            has_trusted_packed: false,
             is_writable: false,
             is_on_network: false,
         }
@@ -158,6 +166,10 @@ impl Directory {
 
     pub fn is_trusted(&self) -> bool {
         self.is_trusted
+    }
+
+    pub fn has_trusted_packed(&self) -> bool {
+        self.has_trusted_packed
     }
 
     pub fn is_writable(&self) -> bool {

@@ -5,7 +5,7 @@
 //!          layers/HEX.table     what a layer holds          (sealed; HEX tells by which index, too)
 //!          layers/HEX.index     the same, for its blob      (sealed; made by `sifon index`)
 //!          layers/HEX.native    its chunks, if streamed     (sealed)
-//!          packed/HEX           its blob, sparse, if seekable (ranges as they were fetched)
+//!          packed/HEX           its blob, sparse, if seekable (ranges as they were fetched; checksums behind its end, if nothing else vouches)
 //!          trees/HEX            merged trees                (sealed)
 //!          profiles/HEX.profile  what is read of an image, for the next mount (a hint)
 //!          profiles/HEX.stats    what the last mount of it cost
@@ -246,6 +246,14 @@ impl Store {
                 tracing::debug!(%layer, error = %err, "the store cannot be written to");
                 tempfile::tempfile_in(&self.elsewhere)
             })
+    }
+
+    /// The same, of `len` bytes, in which nobody has written whom the user does not trust.
+    pub fn packed_by_trusted(&self, layer: Digest, len: u64) -> io::Result<File> {
+        match self.own.has_trusted_packed() {
+            true => self.packed(layer, len),
+            false => tempfile::tempfile_in(&self.elsewhere),
+        }
     }
 
     /// A new file to write to. Until [`Store::seal`] it has no name that anybody looks for.

@@ -154,7 +154,7 @@ fn chunk(
         _ => Codec::Raw,
     };
     let chunk = Chunk {
-        packed_at: PackedOffset(at),
+        packed_at: PackedOffset(reader.begins.saturating_add(at)),
         packed_len,
         skip: 0,
         plain_len,

@@ -25,8 +25,13 @@ use metadata::{Lookup, Metadata};
 
 /// Bytes of a file system, wherever they lie.
 pub struct Input<'a> {
+    /// Where in the layer's blob they begin.
+    pub at: u64,
     /// How many there are.
     pub len: u64,
+    /// Whether it hides files of lower layers, as OverlayFS writes that: devices of number 0, and directories with the
+    /// attribute `trusted.overlay.opaque`.
+    pub hides_lower: bool,
     /// Exactly so many bytes from this place, which is inside.
     pub read: &'a dyn Fn(u64, usize) -> io::Result<Bytes>,
 }
@@ -95,6 +100,8 @@ pub fn table(input: &Input<'_>, writer: &mut TableWriter) -> Result<(), Squashfs
         metadata: Metadata::new(input, superblock.bytes_used.get(), codec),
         codec,
         superblock,
+        begins: input.at,
+        hides_lower: input.hides_lower,
         ids: Vec::new(),
         xattrs: None,
     };
@@ -110,6 +117,9 @@ pub fn table(input: &Input<'_>, writer: &mut TableWriter) -> Result<(), Squashfs
 /// What all parts of the reader use.
 struct Reader<'a> {
     superblock: Superblock,
+    /// Where in the layer's blob the file system begins.
+    begins: u64,
+    hides_lower: bool,
     codec: Codec<'static>,
     metadata: Metadata<'a>,
     ids: Vec<u32>,

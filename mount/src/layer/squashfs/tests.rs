@@ -19,6 +19,8 @@ fn read(bytes: &[u8]) -> Result<Table, SquashfsError> {
     let content = Bytes::copy_from_slice(bytes);
     let read = |at: u64, len: usize| Ok(content.slice(at as usize..at as usize + len));
     let input = Input {
+        at: 0,
+        hides_lower: false,
         len: bytes.len() as u64,
         read: &read,
     };

@@ -13,6 +13,10 @@ use crate::layer::table::{PieceRange, TableWriter};
 /// Paths of files with several links that are remembered at most.
 const LINKED_BYTES_LIMIT: usize = 256 << 20;
 
+/// Attributes that are OverlayFS's own, and the one that says that a directory hides what lower layers have in it.
+const OVERLAY_PREFIX: &[u8] = b"trusted.overlay.";
+const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+
 /// What a header of a listing counts at most.
 const LISTED_LIMIT: u32 = 256;
 
@@ -130,7 +134,7 @@ impl Walk<'_, '_, '_> {
         }
         let inode = self.reader.inode(reference)?;
         let (kind, pieces, listing) = self.understood(&inode)?;
-        let entry = Entry {
+        let mut entry = Entry {
             path: self.path.clone(),
             kind,
             mode: inode.mode,
@@ -142,6 +146,9 @@ impl Walk<'_, '_, '_> {
             },
             xattrs: self.reader.xattrs(inode.xattrs)?,
         };
+        if self.reader.hides_lower {
+            self.hide_lower(&mut entry)?;
+        }
         self.writer
             .entry(&entry, pieces)
             .map_err(SquashfsError::Write)?;
@@ -152,6 +159,33 @@ impl Walk<'_, '_, '_> {
             self.remember(reference)?;
         }
         Ok(listing)
+    }
+
+    /// Understands OverlayFS's marks (kernel, `Documentation/filesystems/overlayfs.rst`, "whiteouts and opaque directories").
+    fn hide_lower(&mut self, entry: &mut Entry) -> Result<(), SquashfsError> {
+        if let entry::Kind::CharDevice { major: 0, minor: 0 } = entry.kind {
+            entry.kind = entry::Kind::Whiteout;
+            entry.xattrs.clear();
+        }
+        let is_opaque = entry.xattrs.iter().any(|(name, _)| name == OPAQUE);
+        entry
+            .xattrs
+            .retain(|(name, _)| !name.starts_with(OVERLAY_PREFIX));
+        if !is_opaque || entry.kind != entry::Kind::Directory {
+            return Ok(());
+        }
+        let mark = Entry {
+            path: entry.path.clone(),
+            kind: entry::Kind::Opaque,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            xattrs: Vec::new(),
+        };
+        self.writer
+            .entry(&mark, PieceRange::default())
+            .map_err(SquashfsError::Write)
     }
 
     /// What kind of entry an inode is, with the pieces of a regular file or the listing of a directory.
