@@ -11,7 +11,7 @@ use sifon_mount::store;
 
 use crate::command::{
     build, cache, compact, complete, demo, exec, hint, index, inspect, instance, mount, profile,
-    ps, pull, registry as registries, run, serve, shell, stats, stop, umount,
+    ps, pull, registry as registries, run, serve, shell, sif, stats, stop, umount,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -65,6 +65,7 @@ enum Command {
     Compact(compact::Args),
     Registry(registries::Args),
     Inspect(inspect::Args),
+    Sif(sif::Args),
     Index(index::Args),
     Complete(complete::Args),
     Stats(stats::Args),
@@ -320,6 +321,7 @@ pub fn main() -> ExitCode {
         Command::Compact(args) => compact::run(&context, args),
         Command::Registry(args) => registries::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
+        Command::Sif(args) => sif::run(args),
         Command::Index(args) => index::run(&context, args),
         Command::Complete(args) => complete::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),

@@ -19,6 +19,7 @@ pub mod registry;
 pub mod run;
 pub mod serve;
 pub mod shell;
+pub mod sif;
 pub mod stats;
 pub mod stop;
 pub mod umount;

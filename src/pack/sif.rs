@@ -1,5 +1,7 @@
 //! Writing SIF, version 1, see [`sifon_mount::source::sif`].
 
+pub mod listing;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

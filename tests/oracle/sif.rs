@@ -1,0 +1,128 @@
+//! `sif`, `inspect`, `sign` and `verify`: Apptainer's words for our files, and ours for its.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use sifon::pack::Compression;
+
+use super::{Image, Oracle, config};
+
+/// Our program on what the original program has in front of it.
+fn ours(oracle: &Oracle, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sifon"))
+        .args(args)
+        .current_dir(oracle.shared.path())
+        .env("SIFON_STORE", oracle.shared.path().join("store"))
+        .env("APPTAINER_CONFIGDIR", oracle.shared.path().join("config"))
+        .output()
+        .unwrap()
+}
+
+/// What both print; `expected` is the status of both.
+fn both_say(oracle: &Oracle, args: &[&str], expected: i32) -> String {
+    let mine = ours(oracle, args);
+    let theirs = oracle.try_run(&[&["apptainer"], args].concat());
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(text(&mine), text(&theirs), "{args:?}: {mine:?} {theirs:?}");
+    let statuses = [&mine, &theirs].map(|output| output.status.code());
+    assert_eq!(statuses, [Some(expected); 2], "{args:?}: {mine:?}");
+    text(&mine)
+}
+
+fn packed(oracle: &Oracle, name: &str) {
+    let image = Image::busybox();
+    oracle.pack(name, &image, &config(), Compression::default());
+    let file = oracle.shared.path().join(name);
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o777)).unwrap();
+}
+
+/// Something to put into a SIF.
+fn written(oracle: &Oracle, name: &str, bytes: &[u8]) {
+    let file = oracle.shared.path().join(name);
+    std::fs::write(&file, bytes).unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
+}
+
+#[test]
+fn our_listing_of_a_sif_is_apptainers_word_for_word() {
+    let Some(oracle) = Oracle::new() else { return };
+    packed(&oracle, "ours.sif");
+    for args in [
+        &["sif", "list", "ours.sif"][..],
+        &["sif", "header", "ours.sif"],
+        &["sif", "info", "1", "ours.sif"],
+        &["sif", "info", "5", "ours.sif"],
+        &["sif", "dump", "3", "ours.sif"],
+    ] {
+        both_say(&oracle, args, 0);
+    }
+
+    oracle.run(&["apptainer", "sif", "new", "theirs.sif"]);
+    both_say(&oracle, &["sif", "list", "theirs.sif"], 0);
+    both_say(&oracle, &["sif", "header", "theirs.sif"], 0);
+    written(&oracle, "text", b"{\"a\": 1}\n");
+    let entity = "433FE984155206BD962725E20E8713472A879943";
+    for options in [
+        &["--datatype", "1", "--groupid", "1"][..],
+        &[
+            "--datatype",
+            "2",
+            "--groupid",
+            "2",
+            "--filename",
+            "variables",
+        ],
+        &["--datatype", "3"],
+        &[
+            "--datatype",
+            "4",
+            "--parttype",
+            "2",
+            "--partfs",
+            "1",
+            "--partarch",
+            "2",
+        ],
+        &[
+            "--datatype",
+            "4",
+            "--parttype",
+            "4",
+            "--partfs",
+            "2",
+            "--partarch",
+            "12",
+        ],
+        &[
+            "--datatype",
+            "5",
+            "--signentity",
+            entity,
+            "--signhash",
+            "5",
+            "--link",
+            "1",
+        ],
+        &["--datatype", "6"],
+        &["--datatype", "7"],
+        &["--datatype", "8", "--link", "4"],
+        &["--datatype", "9", "--sbomformat", "spdx-tag-value"],
+        &["--datatype", "10"],
+        &["--datatype", "11"],
+    ] {
+        oracle.run(&[&["apptainer", "sif", "add", "theirs.sif", "text"], options].concat());
+    }
+    both_say(&oracle, &["sif", "list", "theirs.sif"], 0);
+    both_say(&oracle, &["sif", "header", "theirs.sif"], 0);
+    for id in 1..=12 {
+        let id = id.to_string();
+        both_say(&oracle, &["sif", "info", &id, "theirs.sif"], 0);
+        both_say(&oracle, &["sif", "dump", &id, "theirs.sif"], 0);
+    }
+    for missing in [&["sif", "info", "13"][..], &["sif", "dump", "99"]] {
+        let output = ours(&oracle, &[missing, &["theirs.sif"]].concat());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("object not found"), "{said}");
+    }
+}
