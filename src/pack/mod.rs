@@ -195,6 +195,20 @@ fn kept(source: &TreeSource<'_>, origin: &Origin) -> io::Result<Option<Texts>> {
     }
 }
 
+/// The texts that a SIF of an opened image has: its own, if it comes from a file that Singularity made.
+pub fn texts(
+    image: &Image,
+    config: &ImageConfig,
+    origin: &Origin,
+    timeout: Duration,
+) -> io::Result<Texts> {
+    let source = TreeSource::new(image, timeout);
+    match kept(&source, origin)? {
+        Some(texts) => Ok(texts),
+        None => Texts::new(&Config::of(config)?, origin),
+    }
+}
+
 /// Unpacks an opened image, whose configuration is `config`, with all that Singularity needs into the directory `out`.
 pub fn unpack(
     image: &Image,

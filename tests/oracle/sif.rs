@@ -126,3 +126,70 @@ fn our_listing_of_a_sif_is_apptainers_word_for_word() {
         assert!(said.contains("object not found"), "{said}");
     }
 }
+
+/// A definition with everything that has a section.
+const DEFINITION: &[u8] = b"bootstrap: localimage
+from: base.sif
+%labels
+  Zeta last
+  alpha \"a <b> & c\"
+%environment
+  export FOO=bar
+%help
+  some help
+%runscript
+  echo hello \"$@\"
+%startscript
+  echo start
+%test
+  exit 0
+%apprun one
+  echo app one
+%applabels one
+  X y
+%appenv one
+  export ONE=1
+%apphelp one
+  help of one
+%apprun two
+  echo app two
+";
+
+#[test]
+fn inspect_answers_as_apptainer_does() {
+    let Some(oracle) = Oracle::new() else { return };
+    packed(&oracle, "base.sif");
+    written(&oracle, "definition", DEFINITION);
+    oracle.run(&[
+        "apptainer",
+        "build",
+        "--fakeroot",
+        "built.sif",
+        "definition",
+    ]);
+    for file in ["base.sif", "built.sif"] {
+        for options in [
+            &[][..],
+            &["--labels"],
+            &["-d"],
+            &["--runscript"],
+            &["-s"],
+            &["--test"],
+            &["-e"],
+            &["--helpfile"],
+            &["--list-apps"],
+            &["--app", "one"],
+            &["--app", "one", "-r", "-e", "-H", "-l"],
+            &["--app", "none", "-r"],
+            &["-l", "-r", "-e", "-d"],
+            &["--json"],
+            &["--json", "-e", "-d"],
+            &["--json", "--list-apps"],
+            &["--json", "--app", "one", "-t", "-l"],
+            &["--all"],
+        ] {
+            let args = [&["inspect"], options, &[file]].concat();
+            both_say(&oracle, &args, 0);
+        }
+    }
+}
