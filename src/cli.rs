@@ -11,7 +11,7 @@ use sifon_mount::store;
 
 use crate::command::{
     build, cache, compact, complete, demo, exec, hint, index, inspect, instance, mount, profile,
-    ps, pull, registry as registries, run, serve, shell, sif, stats, stop, umount,
+    ps, pull, registry as registries, run, serve, shell, sif, sign, stats, stop, umount, verify,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -66,6 +66,8 @@ enum Command {
     Registry(registries::Args),
     Inspect(inspect::Args),
     Sif(sif::Args),
+    Sign(sign::Args),
+    Verify(verify::Args),
     Index(index::Args),
     Complete(complete::Args),
     Stats(stats::Args),
@@ -322,6 +324,8 @@ pub fn main() -> ExitCode {
         Command::Registry(args) => registries::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
         Command::Sif(args) => sif::run(args),
+        Command::Sign(args) => sign::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Index(args) => index::run(&context, args),
         Command::Complete(args) => complete::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),

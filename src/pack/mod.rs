@@ -273,6 +273,21 @@ pub fn check_place(out: &Path, overwrite: bool) -> Result<(), PackError> {
     Ok(())
 }
 
+/// Changes a file by `change`, which gets a copy of it; that takes the file's place, with its permissions, when it is whole.
+pub fn with_copy<E: From<PlaceError> + From<io::Error>>(
+    path: &Path,
+    change: impl FnOnce(&File) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut original = File::open(path)?;
+    let permissions = original.metadata()?.permissions();
+    let new = NewFile::beside(path, true)?;
+    let mut copy = new.file();
+    io::copy(&mut original, &mut copy)?;
+    change(copy)?;
+    copy.set_permissions(permissions)?;
+    Ok(new.publish()?)
+}
+
 /// Packs `source` into the SIF `out`. The bytes depend on the image (its files, configuration, origin and
 /// `identity`), the options and our format's version. The file appears under its name when it is whole.
 pub fn pack(

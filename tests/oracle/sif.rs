@@ -193,3 +193,100 @@ fn inspect_answers_as_apptainer_does() {
         }
     }
 }
+
+/// A private key and its public one, for both programs.
+fn key_pair(oracle: &Oracle, name: &str, options: &[&str]) -> [String; 2] {
+    let [private, public] = [format!("{name}.key"), format!("{name}.pub")];
+    let make = [&["openssl", "genpkey", "-out", &private], options].concat();
+    oracle.run(&make);
+    oracle.run(&[
+        "openssl", "pkey", "-in", &private, "-pubout", "-out", &public,
+    ]);
+    [private, public]
+}
+
+#[test]
+fn a_signature_with_a_pem_key_holds_in_both_programs() {
+    let Some(oracle) = Oracle::new() else { return };
+    for (name, options, signs_here) in [
+        ("ed25519", &["-algorithm", "ed25519"][..], true),
+        (
+            "rsa",
+            &["-algorithm", "rsa", "-pkeyopt", "rsa_keygen_bits:2048"],
+            true,
+        ),
+        (
+            "p256",
+            &["-algorithm", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            true,
+        ),
+        (
+            "p384",
+            &["-algorithm", "ec", "-pkeyopt", "ec_paramgen_curve:P-384"],
+            false,
+        ),
+    ] {
+        let [private, public] = key_pair(&oracle, name, options);
+        let (theirs, mine) = (format!("{name}.theirs.sif"), format!("{name}.ours.sif"));
+        packed(&oracle, &theirs);
+        oracle.run(&["apptainer", "sign", "--key", &private, &theirs]);
+        both_say(&oracle, &["verify", "--key", &public, &theirs], 0);
+        both_say(&oracle, &["verify", "--json", "--key", &public, &theirs], 0);
+        if !signs_here {
+            continue;
+        }
+        packed(&oracle, &mine);
+        let signed = ours(&oracle, &["sign", "--key", &private, &mine]);
+        assert!(signed.status.success(), "{signed:?}");
+        let said = both_say(&oracle, &["verify", "--key", &public, &mine], 0);
+        assert!(said.contains("5   |1       |NONE    |FS\n"), "{said}");
+        both_say(&oracle, &["sif", "list", &mine], 0);
+        // Another's signature beside it.
+        oracle.run(&["apptainer", "sign", "--key", &private, &mine]);
+        both_say(&oracle, &["verify", "--key", &public, &mine], 0);
+        assert_eq!(
+            oracle.run(&["apptainer", "run", &mine, "signed"]),
+            "[signed]"
+        );
+    }
+}
+
+#[test]
+fn a_signature_with_a_pgp_key_holds_here_too() {
+    let Some(oracle) = Oracle::new() else { return };
+    packed(&oracle, "x.sif");
+    let config = oracle.shared.path().join("config");
+    std::fs::create_dir(&config).unwrap();
+    std::fs::set_permissions(&config, PermissionsExt::from_mode(0o777)).unwrap();
+    let apptainer = |args: &[&str]| {
+        let set = ["env", "APPTAINER_CONFIGDIR=/host/config", "apptainer"];
+        oracle.run(&[&set, args].concat())
+    };
+    apptainer(&[
+        "key",
+        "newpair",
+        "--name",
+        "One",
+        "--email",
+        "one@example.org",
+        "--comment",
+        "",
+        "--password",
+        "",
+        "--push=false",
+    ]);
+    let unsigned = ours(&oracle, &["verify", "x.sif"]);
+    assert_eq!(unsigned.status.code(), Some(255), "{unsigned:?}");
+    let words = String::from_utf8_lossy(&unsigned.stderr).into_owned();
+    assert!(
+        words.contains("signature not found for object group 1"),
+        "{words}"
+    );
+    apptainer(&["sign", "x.sif"]);
+    for options in [&["verify", "--local"][..], &["verify", "--local", "--json"]] {
+        let args = [options, &["x.sif"]].concat();
+        let mine = ours(&oracle, &args);
+        assert!(mine.status.success(), "{mine:?}");
+        assert_eq!(String::from_utf8_lossy(&mine.stdout), apptainer(&args));
+    }
+}

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sifon_mount::reference::Reference;
 
-use crate::output::plain;
+use crate::output::{as_go_writes, plain};
 use crate::pack::directory::DirectorySource;
 use crate::pack::sif::{ObjectKind, Sif, SifError};
 use crate::pack::singularity::{Config, Origin, Texts};
@@ -275,7 +275,7 @@ impl Metadata {
         }
     }
 
-    /// As Go writes JSON: with tabs, and without characters that mean something in HTML.
+    /// As Go writes JSON, with tabs.
     fn json(&self) -> String {
         let mut bytes = Vec::new();
         let tabs = serde_json::ser::PrettyFormatter::with_indent(b"\t");
@@ -283,11 +283,7 @@ impl Metadata {
         self.serialize(&mut serializer)
             .expect("texts by name are JSON, and memory takes it");
         let json = String::from_utf8(bytes).expect("JSON is UTF-8");
-        // Outside of strings JSON has none of them.
-        json.replace('<', "\\u003c")
-            .replace('>', "\\u003e")
-            .replace('&', "\\u0026")
-            + "\n"
+        as_go_writes(&json) + "\n"
     }
 
     fn text(&self, lists_apps: bool, app: Option<&str>) -> String {

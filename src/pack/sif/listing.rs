@@ -134,14 +134,15 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..len.unwrap_or(bytes.len())]).into_owned()
 }
 
-fn group(object: &Object) -> String {
+/// The group that an object is in, or `NONE`.
+pub fn group(object: &Object) -> String {
     object
         .group
         .map_or_else(|| "NONE".into(), |group| group.to_string())
 }
 
 /// What an object belongs to: another one, or a group; the number takes `width` columns.
-fn link(object: &Object, width: usize) -> String {
+pub fn link(object: &Object, width: usize) -> String {
     let linked = object.raw.linked.get();
     match (linked & !GROUP, linked & GROUP == GROUP) {
         (0, _) => "NONE".into(),
