@@ -7,6 +7,7 @@
 mod check;
 pub mod date;
 pub mod directory;
+mod hidden;
 pub mod image;
 pub mod layout;
 pub mod node;
