@@ -1,5 +1,6 @@
 //! The command line: what can be said, and which command does it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -123,6 +124,19 @@ fn as_another_name() -> Option<ExitCode> {
     Some(ExitCode::SUCCESS)
 }
 
+/// The name in the first line of every SIF: the file, and what follows it, are what is to be run.
+const LAUNCHER: &str = "run-singularity";
+
+/// What the user has said, with the verb that the program's name stands for.
+fn said() -> Vec<OsString> {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    let name = words.first().map(PathBuf::from);
+    if name.is_some_and(|name| name.file_name() == Some(LAUNCHER.as_ref())) {
+        words.insert(1, "run".into());
+    }
+    words
+}
+
 /// Options of every command.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
@@ -218,7 +232,7 @@ impl SettingArgs {
         }
         registry.authfile = self.authfile.or(registry.authfile).map(absolute);
         registry.mirrors = match self.mirror.is_empty() {
-            true => words("SIFON_MIRRORS"),
+            true => separated("SIFON_MIRRORS"),
             false => self.mirror,
         };
         registry.plain_http |= self.no_https;
@@ -263,7 +277,7 @@ fn absolute(path: PathBuf) -> PathBuf {
 }
 
 /// Words separated by commas.
-fn words(variable: &str) -> Vec<String> {
+fn separated(variable: &str) -> Vec<String> {
     let text = std::env::var(variable).unwrap_or_default();
     let words = text.split(',').map(str::trim);
     words
@@ -288,7 +302,7 @@ pub fn main() -> ExitCode {
     if let Some(status) = as_another_name() {
         return status;
     }
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(said()) {
         Ok(cli) => cli,
         Err(err) => {
             // Fails only where the terminal is gone.
