@@ -17,9 +17,11 @@ pub mod shell;
 pub mod sif;
 pub mod singularity;
 pub mod squashfs;
+pub mod touched;
 pub mod without;
 pub mod zstd_chunked;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,6 +43,7 @@ use node::{Contents, Source};
 use place::NewFile;
 use singularity::{Config, Origin, Texts};
 use squashfs::SquashfsError;
+use touched::{Kept, Summary};
 use without::{LeftOut, Patterns, Without};
 
 /// Rises whenever the same image and options give other bytes than before.
@@ -59,6 +62,8 @@ pub struct Options<'a> {
     pub check: bool,
     /// What to leave out.
     pub exclude: Option<&'a Patterns>,
+    /// Of the files with bytes in them keep these only, and what starts a program.
+    pub touched: Option<&'a HashSet<Vec<u8>>>,
     /// How long to wait for bytes of the image before giving up.
     pub timeout: Duration,
     /// Told how many more bytes of files have been read.
@@ -73,6 +78,7 @@ impl Default for Options<'_> {
             created: None,
             check: false,
             exclude: None,
+            touched: None,
             timeout: Duration::from_secs(60),
             progress: &|_| {},
         }
@@ -80,7 +86,7 @@ impl Default for Options<'_> {
 }
 
 /// What was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Length of the file.
     pub bytes: u64,
@@ -88,6 +94,8 @@ pub struct Report {
     pub lost: Lost,
     /// What the file was to have not.
     pub left_out: LeftOut,
+    /// Why part of that is not there: nobody had read it.
+    pub untouched: Option<Summary>,
     /// What was compared, if that was asked for.
     pub checked: Option<Checked>,
 }
@@ -333,10 +341,15 @@ fn write(
     };
     let nothing = Patterns::default();
     let excluded = options.exclude.unwrap_or(&nothing);
-    let without = Without::new(source, excluded);
-    let source: &dyn Source = match options.exclude {
-        Some(_) => &without,
-        None => source,
+    let mut without = Without::new(source, excluded);
+    if let Some(touched) = options.touched {
+        let kept = Kept::of(&without, touched, &config)?;
+        without = without.only(kept);
+    }
+    let untouched = without.kept().map(|kept| kept.summary.clone());
+    let source: &dyn Source = match (options.exclude, options.touched) {
+        (None, None) => source,
+        _ => &without,
     };
     let (texts, additions) = match kept {
         Some(texts) => (texts, Vec::new()),
@@ -348,7 +361,7 @@ fn write(
     };
     let metadata = texts.inspect_metadata();
     let oci_config = config.oci_config.to_string().into_bytes();
-    let provenance = origin.provenance(options.compression, options.exclude);
+    let provenance = origin.provenance(options.compression, options.exclude, untouched.as_ref());
     let created = Timestamp {
         secs: config.created,
         nanos: 0,
@@ -392,6 +405,7 @@ fn write(
         bytes,
         lost,
         left_out,
+        untouched,
         checked,
     })
 }
