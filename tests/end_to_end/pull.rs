@@ -295,8 +295,14 @@ fn a_file_of_what_was_read_has_that_and_says_what_it_lacks() {
     }
     drop(mounted);
     let listed = place.says(["sif", "list", "slim.sif"]);
-    let last = listed.lines().filter(|line| line.contains("JSON.Generic"));
-    let id = last.last().unwrap().split(' ').next().unwrap().to_owned();
+    let mut objects = listed.lines().filter(|line| line.contains("JSON.Generic"));
+    let id = objects
+        .next_back()
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned();
     let told = place.says(["sif", "dump", &id, "slim.sif"]);
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
     assert_eq!(told["only_touched"]["missing_files"], 1);
@@ -309,7 +315,7 @@ fn what_a_killed_unpacking_leaves_goes_with_the_next() {
     let place = Place::new();
     let mut layout = Layout::new(place.path("layout"));
     let mut files = vec![directory("closed")];
-    files.extend((0..40).map(|seed| file(&format!("closed/{seed}"), noise(2 << 20, seed))));
+    files.extend((0..40).map(|seed| file(format!("closed/{seed}"), noise(2 << 20, seed))));
     layout.add("latest", &all(&[Layer::new(files)], Packing::Tar));
     let image = layout.reference("latest");
     fs::create_dir(place.path("out")).unwrap();
