@@ -151,7 +151,7 @@ mod tests {
         let out = place.path().join("box");
         let left = killed(HiddenDirectory::beside(&out).unwrap());
         fs::create_dir_all(left.join("root/closed/deep")).unwrap();
-        fs::set_permissions(left.join("root/closed"), PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(left.join("root/closed"), PermissionsExt::from_mode(0o000)).unwrap();
         // Another place's is not touched, nor one that somebody works in, nor a link.
         let other = killed(HiddenDirectory::beside(&place.path().join("other")).unwrap());
         let alive = HiddenDirectory::beside(&out).unwrap();
