@@ -1,5 +1,6 @@
 //! The command line: what can be said, and which command does it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use sifon_mount::store;
 
 use crate::command::{
     build, cache, compact, complete, demo, exec, hint, index, inspect, instance, mount, profile,
-    ps, pull, push, registry as registries, run, serve, shell, stats, stop, umount,
+    ps, pull, push, registry as registries, run, serve, shell, sif, sign, stats, stop, umount,
+    verify,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -67,6 +69,9 @@ enum Command {
     Compact(compact::Args),
     Registry(registries::Args),
     Inspect(inspect::Args),
+    Sif(sif::Args),
+    Sign(sign::Args),
+    Verify(verify::Args),
     Index(index::Args),
     Complete(complete::Args),
     Stats(stats::Args),
@@ -120,6 +125,19 @@ fn as_another_name() -> Option<ExitCode> {
     // Whoever closed stdout does not want it.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
     Some(ExitCode::SUCCESS)
+}
+
+/// The name in the first line of every SIF: the file, and what follows it, are what is to be run.
+const LAUNCHER: &str = "run-singularity";
+
+/// What the user has said, with the verb that the program's name stands for.
+fn said() -> Vec<OsString> {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    let name = words.first().map(PathBuf::from);
+    if name.is_some_and(|name| name.file_name() == Some(LAUNCHER.as_ref())) {
+        words.insert(1, "run".into());
+    }
+    words
 }
 
 /// Options of every command.
@@ -217,7 +235,7 @@ impl SettingArgs {
         }
         registry.authfile = self.authfile.or(registry.authfile).map(absolute);
         registry.mirrors = match self.mirror.is_empty() {
-            true => words("SIFON_MIRRORS"),
+            true => separated("SIFON_MIRRORS"),
             false => self.mirror,
         };
         registry.plain_http |= self.no_https;
@@ -262,7 +280,7 @@ fn absolute(path: PathBuf) -> PathBuf {
 }
 
 /// Words separated by commas.
-fn words(variable: &str) -> Vec<String> {
+fn separated(variable: &str) -> Vec<String> {
     let text = std::env::var(variable).unwrap_or_default();
     let words = text.split(',').map(str::trim);
     words
@@ -287,7 +305,7 @@ pub fn main() -> ExitCode {
     if let Some(status) = as_another_name() {
         return status;
     }
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(said()) {
         Ok(cli) => cli,
         Err(err) => {
             // Fails only where the terminal is gone.
@@ -326,6 +344,9 @@ pub fn main() -> ExitCode {
         Command::Compact(args) => compact::run(&context, args),
         Command::Registry(args) => registries::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),
+        Command::Sif(args) => sif::run(args),
+        Command::Sign(args) => sign::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Index(args) => index::run(&context, args),
         Command::Complete(args) => complete::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),

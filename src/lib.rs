@@ -8,6 +8,8 @@ pub mod setting;
 
 pub mod pack;
 
+pub mod signature;
+
 pub mod container;
 
 pub mod demo;

@@ -199,6 +199,13 @@ pub fn plain(text: &str) -> String {
         .collect()
 }
 
+/// JSON as Go writes it: without characters that mean something in HTML, which outside of strings it does not have.
+pub fn as_go_writes(json: &str) -> String {
+    json.replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+}
+
 /// Bytes as people read them.
 pub fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()

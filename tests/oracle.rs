@@ -4,6 +4,8 @@
 // clippy sees test functions only, not what they share.
 #![allow(clippy::unwrap_used)]
 
+#[path = "oracle/sif.rs"]
+mod sif;
 #[path = "../mount/tests/support/mod.rs"]
 mod support;
 

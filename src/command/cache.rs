@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 use serde_json::json;
@@ -10,6 +10,8 @@ use sifon_mount::store::ImageUse;
 
 use crate::output::{bytes, plain, short};
 use crate::setting::{Context, Error};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Show or shrink what is kept of images
 #[derive(Debug, clap::Args)]
@@ -23,8 +25,17 @@ enum Verb {
     /// List the images in the store, most recently used first
     List {
         /// Print JSON
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
+        /// Of Apptainer's kinds: all that is kept here is of one
+        #[arg(
+            short = 'T',
+            long = "type",
+            value_name = "KIND",
+            value_delimiter = ',',
+            hide = true
+        )]
+        kinds: Vec<String>,
     },
     /// Remove images that are not mounted, or as many as make the store fit a size
     ///
@@ -33,28 +44,61 @@ enum Verb {
         /// Stop when the store takes this much at most, such as 5G; without it everything unused goes
         #[arg(long, value_name = "BYTES", value_parser = crate::setting::byte_count)]
         to: Option<u64>,
+        /// Only images that nobody has used for so many days
+        #[arg(short = 'D', long, value_name = "COUNT", conflicts_with = "to")]
+        days: Option<u16>,
         /// Only say what would be removed
         #[arg(short = 'n', long)]
         dry_run: bool,
         /// Print JSON
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
+        /// Do not ask: nobody is ever asked
+        #[arg(short, long, hide = true)]
+        force: bool,
+        /// Of Apptainer's kinds: all that is kept here is of one
+        #[arg(
+            short = 'T',
+            long = "type",
+            value_name = "KIND",
+            value_delimiter = ',',
+            hide = true
+        )]
+        kinds: Vec<String>,
     },
+}
+
+/// What Apptainer calls kinds of cached things that ours are of.
+const KINDS: [&str; 5] = ["all", "blob", "blobs", "oci", "oci-tmp"];
+
+/// Whether one of the kinds that the user named is kept here.
+fn are_ours(kinds: &[String]) -> bool {
+    kinds.is_empty() || kinds.iter().any(|kind| KINDS.contains(&&**kind))
 }
 
 /// Lists or cleans.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
-    match args.verb {
-        Verb::List { json } => list(context, json)?,
-        Verb::Clean { to, dry_run, json } => clean(context, to, dry_run, json)?,
+    match &args.verb {
+        Verb::List { json, kinds } => list(context, *json, are_ours(kinds))?,
+        Verb::Clean { kinds, .. } if !are_ours(kinds) => {
+            tracing::info!("nothing of these kinds is kept here");
+        }
+        &Verb::Clean {
+            to,
+            days,
+            dry_run,
+            json,
+            ..
+        } => clean(context, to, days, dry_run, json)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(context: &Context, json: bool) -> io::Result<()> {
+fn list(context: &Context, json: bool, are_ours: bool) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     let store = context.store();
-    let images = store.images();
+    let mut images = store.images();
+    images.retain(|_| are_ours);
     let (used, budget) = (store.used_bytes(), store.budget());
     if json {
         let images: Vec<_> = images.iter().map(as_json).collect();
@@ -101,9 +145,19 @@ fn as_json(image: &ImageUse) -> serde_json::Value {
     })
 }
 
-fn clean(context: &Context, to: Option<u64>, dry_run: bool, json: bool) -> io::Result<()> {
+fn clean(
+    context: &Context,
+    to: Option<u64>,
+    days: Option<u16>,
+    dry_run: bool,
+    json: bool,
+) -> io::Result<()> {
+    let store = context.store();
+    let evicted = match days {
+        Some(days) => store.evict_unused(DAY * days.into(), dry_run),
+        None => store.evict(to.unwrap_or(0), dry_run),
+    };
     let mut stdout = io::stdout().lock();
-    let evicted = context.store().evict(to.unwrap_or(0), dry_run);
     if json {
         writeln!(
             stdout,

@@ -1,15 +1,18 @@
 //! `sifon compact`: an image as one SIF file.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use sifon_mount::daemon;
 use sifon_mount::digest::Digest;
+use sifon_mount::image::history;
 use sifon_mount::reference::Reference;
 
 use crate::output::bytes;
 use crate::pack::singularity::Origin;
+use crate::pack::touched::Summary;
 use crate::pack::without::{LeftOut, Patterns};
 use crate::pack::{
     Checked, Compression, Options, PackError, PlaceError, SandboxError, check_place, compact,
@@ -37,6 +40,10 @@ pub struct Args {
     /// Leave out what matches, such as usr/share/doc or **/*.pyc; may be repeated
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
+    /// Keep only files that programs have read in mounts of the image, as `profile show` lists them, and what is needed to start; says
+    /// what is missing then, and so does the file
+    #[arg(long)]
+    only_touched: bool,
     /// Read the file back, with a program part that did not write it, and compare everything in it with the image
     #[arg(long)]
     check: bool,
@@ -49,6 +56,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         force: args.force,
         compression: args.compression,
         check: args.check,
+        only_touched: args.only_touched,
         exclude: (!args.exclude.is_empty())
             .then(|| Patterns::parse(&args.exclude))
             .transpose()?,
@@ -66,6 +74,8 @@ pub(super) struct Packing {
     pub compression: Compression,
     /// Whether the file is read back before it appears.
     pub check: bool,
+    /// Whether only what was read stays.
+    pub only_touched: bool,
     /// What is left out.
     pub exclude: Option<Patterns>,
 }
@@ -85,6 +95,10 @@ pub(super) fn packed(
     if expected.is_some_and(|expected| expected != found) {
         return Err(format!("{reference}: changed since it was mounted").into());
     }
+    let touched = match packing.only_touched {
+        true => Some(touched(context, reference, found)?),
+        false => None,
+    };
     let bar = context
         .output
         .bar("packing", opened.image.tree().file_bytes());
@@ -93,6 +107,7 @@ pub(super) fn packed(
         compression: packing.compression,
         check: packing.check,
         exclude: packing.exclude.as_ref(),
+        touched: touched.as_ref(),
         created,
         timeout: context.settings.open.registry.timeout,
         progress: &|bytes| bar.inc(bytes),
@@ -103,6 +118,9 @@ pub(super) fn packed(
     bar.finish_and_clear();
     for warning in report.lost.warnings() {
         tracing::warn!("{reference}: {warning}");
+    }
+    if let Some(summary) = &report.untouched {
+        tell_missing(file, summary);
     }
     if packing.exclude.is_some() {
         let LeftOut {
@@ -135,6 +153,38 @@ pub(super) fn packed(
     }
     tracing::info!("{}: {}", file.display(), bytes(report.bytes));
     Ok(())
+}
+
+/// The files that were read in mounts of the image.
+fn touched(
+    context: &Context,
+    reference: &Reference,
+    manifest: Digest,
+) -> Result<HashSet<Vec<u8>>, Error> {
+    let profile = history::profile(context.store(), manifest);
+    let profile = profile.filter(|profile| !profile.parts.is_empty());
+    let Some(profile) = profile else {
+        return Err(Unread(reference.to_string()).into());
+    };
+    Ok(profile.parts.into_iter().map(|part| part.path).collect())
+}
+
+/// There is nothing to go by.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: the store does not know what is read of it")]
+struct Unread(String);
+
+fn tell_missing(file: &Path, summary: &Summary) {
+    let file = file.display();
+    tracing::warn!(
+        "{file}: {} files, {}, are missing because nothing has read them; {} are there",
+        summary.missing_files,
+        bytes(summary.missing_bytes),
+        summary.kept_files
+    );
+    for (directory, count) in &summary.missing_most {
+        tracing::info!("{file}: without {} below /{directory}", bytes(*count));
+    }
 }
 
 /// Unpacks the image into the directory `out`, and says so.
@@ -173,6 +223,9 @@ pub(super) fn unpacked(
 
 /// What the user can do about a failure of this command.
 pub fn hint(error: &Error) -> Option<String> {
+    if error.is::<Unread>() {
+        return Some("mount or run it first, and use what has to work; what is read is recorded within a minute, or at the end".into());
+    }
     match error.downcast_ref::<PackError>()? {
         PackError::Place(PlaceError::Exists { .. })
         | PackError::Sandbox(SandboxError::Exists { .. }) => Some("--force replaces it".into()),

@@ -1,5 +1,7 @@
 //! `sifon inspect`: what an image says of itself.
 
+mod metadata;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
@@ -15,22 +17,42 @@ use sifon_mount::source::manifest::ImageConfig;
 use crate::output::{bytes, plain, short};
 use crate::setting::{Context, Error, parsed};
 
-/// Show what an image is made of
+/// Show what an image is made of, or what a SIF says of itself
 ///
 /// Prints digest, platform, configuration and layers: their format, size, whether they can be read without being
 /// fetched whole, by which index and why that is believed, and whether the store has them. Only the manifest, the
 /// configuration and a SOCI index are fetched.
+///
+/// Of a SIF and of a sandbox it prints what Apptainer prints, by whatever name this program is called: the labels, or what the
+/// options from --labels on ask for. With one of them, images from elsewhere answer as their SIF would.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image, such as docker://python:3.11
+    /// The image, such as docker://python:3.11 or python_3.11.sif
     image: OsString,
     /// Print JSON
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
+    /// Of a SIF, too, show digest, configuration and layers
+    #[arg(long, conflicts_with = "Sections")]
+    layers: bool,
+    #[command(flatten)]
+    sections: metadata::Sections,
+    // Apptainer's --deffile has the letter that --debug has elsewhere.
+    /// Say everything
+    #[arg(long, id = "debug", help_heading = "Global options")]
+    _debug: bool,
 }
 
 /// Prints an image's description.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
+    let is_asked = args.sections.are_asked();
+    if !args.layers
+        && let Some(described) = metadata::of(context, &args.image, is_asked)?
+    {
+        let answer = described.answer(&args.sections, args.json);
+        metadata::print(&answer)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let reference = parsed(&args.image)?;
     let (description, outlooks) = context.outlook(&reference)?;
     let inspection = Inspection::new(reference.to_string(), &description, outlooks);

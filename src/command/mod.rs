@@ -20,9 +20,12 @@ pub mod registry;
 pub mod run;
 pub mod serve;
 pub mod shell;
+pub mod sif;
+pub mod sign;
 pub mod stats;
 pub mod stop;
 pub mod umount;
+pub mod verify;
 
 use sifon_mount::daemon::UnmountError;
 use sifon_mount::fetch::ReadError;
@@ -64,6 +67,7 @@ pub fn hint(error: &Error) -> Option<String> {
         .or_else(|| compact::hint(error))
         .or_else(|| push::hint(error))
         .or_else(|| demo::hint(error))
+        .or_else(|| verify::hint(error))
         .or_else(|| read_hint(&**error))
 }
 

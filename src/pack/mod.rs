@@ -7,6 +7,7 @@
 mod check;
 pub mod date;
 pub mod directory;
+mod hidden;
 pub mod image;
 pub mod layout;
 pub mod node;
@@ -16,11 +17,13 @@ pub mod shell;
 pub mod sif;
 pub mod singularity;
 pub mod squashfs;
+pub mod touched;
 pub mod upload;
 pub mod verbatim;
 pub mod without;
 pub mod zstd_chunked;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,6 +45,7 @@ use node::{Contents, Source};
 use place::NewFile;
 use singularity::{Config, Origin, Texts};
 use squashfs::SquashfsError;
+use touched::{Kept, Summary};
 use without::{LeftOut, Patterns, Without};
 
 /// Rises whenever the same image and options give other bytes than before.
@@ -60,6 +64,8 @@ pub struct Options<'a> {
     pub check: bool,
     /// What to leave out.
     pub exclude: Option<&'a Patterns>,
+    /// Of the files with bytes in them keep these only, and what starts a program.
+    pub touched: Option<&'a HashSet<Vec<u8>>>,
     /// How long to wait for bytes of the image before giving up.
     pub timeout: Duration,
     /// Told how many more bytes of files have been read.
@@ -74,6 +80,7 @@ impl Default for Options<'_> {
             created: None,
             check: false,
             exclude: None,
+            touched: None,
             timeout: Duration::from_secs(60),
             progress: &|_| {},
         }
@@ -81,7 +88,7 @@ impl Default for Options<'_> {
 }
 
 /// What was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Length of the file.
     pub bytes: u64,
@@ -89,6 +96,8 @@ pub struct Report {
     pub lost: Lost,
     /// What the file was to have not.
     pub left_out: LeftOut,
+    /// Why part of that is not there: nobody had read it.
+    pub untouched: Option<Summary>,
     /// What was compared, if that was asked for.
     pub checked: Option<Checked>,
 }
@@ -197,6 +206,20 @@ fn kept(source: &TreeSource<'_>, origin: &Origin) -> io::Result<Option<Texts>> {
     }
 }
 
+/// The texts that a SIF of an opened image has: its own, if it comes from a file that Singularity made.
+pub fn texts(
+    image: &Image,
+    config: &ImageConfig,
+    origin: &Origin,
+    timeout: Duration,
+) -> io::Result<Texts> {
+    let source = TreeSource::new(image, timeout);
+    match kept(&source, origin)? {
+        Some(texts) => Ok(texts),
+        None => Texts::new(&Config::of(config)?, origin),
+    }
+}
+
 /// Unpacks an opened image, whose configuration is `config`, with all that Singularity needs into the directory `out`.
 pub fn unpack(
     image: &Image,
@@ -261,6 +284,21 @@ pub fn check_place(out: &Path, overwrite: bool) -> Result<(), PackError> {
     Ok(())
 }
 
+/// Changes a file by `change`, which gets a copy of it; that takes the file's place, with its permissions, when it is whole.
+pub fn with_copy<E: From<PlaceError> + From<io::Error>>(
+    path: &Path,
+    change: impl FnOnce(&File) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut original = File::open(path)?;
+    let permissions = original.metadata()?.permissions();
+    let new = NewFile::beside(path, true)?;
+    let mut copy = new.file();
+    io::copy(&mut original, &mut copy)?;
+    change(copy)?;
+    copy.set_permissions(permissions)?;
+    Ok(new.publish()?)
+}
+
 /// Packs `source` into the SIF `out`. The bytes depend on the image (its files, configuration, origin and
 /// `identity`), the options and our format's version. The file appears under its name when it is whole.
 pub fn pack(
@@ -305,10 +343,15 @@ fn write(
     };
     let nothing = Patterns::default();
     let excluded = options.exclude.unwrap_or(&nothing);
-    let without = Without::new(source, excluded);
-    let source: &dyn Source = match options.exclude {
-        Some(_) => &without,
-        None => source,
+    let mut without = Without::new(source, excluded);
+    if let Some(touched) = options.touched {
+        let kept = Kept::of(&without, touched, &config)?;
+        without = without.only(kept);
+    }
+    let untouched = without.kept().map(|kept| kept.summary.clone());
+    let source: &dyn Source = match (options.exclude, options.touched) {
+        (None, None) => source,
+        _ => &without,
     };
     let (texts, additions) = match kept {
         Some(texts) => (texts, Vec::new()),
@@ -320,7 +363,7 @@ fn write(
     };
     let metadata = texts.inspect_metadata();
     let oci_config = config.oci_config.to_string().into_bytes();
-    let provenance = origin.provenance(options.compression, options.exclude);
+    let provenance = origin.provenance(options.compression, options.exclude, untouched.as_ref());
     let created = Timestamp {
         secs: config.created,
         nanos: 0,
@@ -364,6 +407,7 @@ fn write(
         bytes,
         lost,
         left_out,
+        untouched,
         checked,
     })
 }

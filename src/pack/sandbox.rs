@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -15,6 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use sifon_mount::layer::entry::shown;
 
+use super::hidden::HiddenDirectory;
 use super::node::{Content, Contents, PackKind, PackNode};
 
 /// Bytes that are read at a time.
@@ -78,16 +78,8 @@ pub fn unpack(
     if !overwrite && out.symlink_metadata().is_ok() {
         return Err(exists());
     }
-    let beside = match out.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let hidden = tempfile::Builder::new()
-        .prefix(".sifon-sandbox-")
-        .tempdir_in(beside)
-        .map(Hidden)
-        .map_err(failed)?;
-    let root = hidden.0.path().join("root");
+    let hidden = HiddenDirectory::beside(out).map_err(failed)?;
+    let root = hidden.path().join("root");
     let mut writer = Writer::new(contents, &root, progress).map_err(failed)?;
     for node in contents.nodes() {
         let node = node.map_err(failed)?;
@@ -128,23 +120,6 @@ pub fn unpack(
         renamed => {
             renamed.map_err(|err| failed(err.into()))?;
             Ok(withheld)
-        }
-    }
-}
-
-/// A directory that goes when this is dropped, whatever modes directories in it have.
-struct Hidden(tempfile::TempDir);
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        let mut closed = vec![self.0.path().to_owned()];
-        while let Some(directory) = closed.pop() {
-            let open = PermissionsExt::from_mode(0o700);
-            let _ = fs::set_permissions(&directory, open);
-            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-            let directories =
-                entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-            closed.extend(directories.map(|entry| entry.path()));
         }
     }
 }
@@ -346,7 +321,7 @@ impl Withheld {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use sifon_mount::layer::entry::Timestamp;
 

@@ -1,5 +1,7 @@
 //! Writing SIF, version 1, see [`sifon_mount::source::sif`].
 
+pub mod listing;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -145,6 +147,61 @@ impl<'a> Writer<'a> {
         self.end = at + len;
         Ok(())
     }
+}
+
+/// An object to be added to a SIF.
+#[derive(Clone, Copy, Debug)]
+pub struct Appended<'a> {
+    /// One of the `TYPE_` numbers.
+    pub object_type: i32,
+    /// With its mark, see [`GROUP`].
+    pub group: u32,
+    /// An object's number, or a group's with its mark.
+    pub linked: u32,
+    /// What the type adds to a descriptor.
+    pub extra: &'a [u8],
+    /// What the object consists of.
+    pub bytes: &'a [u8],
+}
+
+/// Adds an object behind all others and writes table and header anew; `sif` is what the file has now, `now` counts seconds
+/// since 1970.
+pub fn append(file: &File, sif: &Sif, object: &Appended<'_>, now: i64) -> io::Result<()> {
+    let slot = (0..sif.capacity)
+        .find(|&slot| sif.objects.iter().all(|object| object.slot as u64 != slot))
+        .ok_or_else(|| io::Error::other("insufficient descriptor capacity: the table is full"))?;
+    let ends = sif.objects.iter().map(|object| object.at + object.len);
+    let at = ends.max().unwrap_or(0).max(sif.data_at);
+    let len = object.bytes.len() as u64;
+    let signed = |value: u64| i64::try_from(value).map(I64::new).map_err(io::Error::other);
+    let mut descriptor = RawDescriptor {
+        object_type: object.object_type.into(),
+        used: 1,
+        id: (slot as u32 + 1).into(),
+        group: object.group.into(),
+        linked: object.linked.into(),
+        at: signed(at)?,
+        len: signed(len)?,
+        len_with_padding: signed(len)?,
+        created: now.into(),
+        modified: now.into(),
+        uid: 0.into(),
+        gid: 0.into(),
+        name: [0; 128],
+        extra: [0; 384],
+    };
+    descriptor.extra[..object.extra.len()].copy_from_slice(object.extra);
+    let header = RawHeader {
+        modified: now.into(),
+        descriptors_free: signed(sif.capacity - sif.objects.len() as u64 - 1)?,
+        data_len: signed(at + len - sif.data_at)?,
+        ..sif.header
+    };
+    let table = u64::try_from(sif.header.descriptors_at.get()).map_err(io::Error::other)?;
+    file.write_all_at(object.bytes, at)?;
+    let place = table + slot * size_of::<RawDescriptor>() as u64;
+    file.write_all_at(descriptor.as_bytes(), place)?;
+    file.write_all_at(header.as_bytes(), 0)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::date::{self, Date};
 use super::node::{Addition, AdditionKind, Resolved, Source, Standing, resolved};
 use super::shell;
 use super::squashfs::Compression;
+use super::touched::Summary;
 use super::without::Patterns;
 
 /// What a SIF keeps of an image's configuration.
@@ -94,8 +95,13 @@ impl Origin {
     }
 
     /// What a SIF tells about itself beyond what Singularity knows: the object `sifon.json`.
-    pub fn provenance(&self, compression: Compression, without: Option<&Patterns>) -> Vec<u8> {
-        let provenance = json!({
+    pub fn provenance(
+        &self,
+        compression: Compression,
+        without: Option<&Patterns>,
+        untouched: Option<&Summary>,
+    ) -> Vec<u8> {
+        let mut provenance = json!({
             "bootstrap": self.bootstrap,
             "from": self.from,
             "manifest": self.manifest,
@@ -103,6 +109,9 @@ impl Origin {
             "without": without.map(Patterns::texts).unwrap_or_default(),
             "sifon": env!("CARGO_PKG_VERSION"),
         });
+        if let Some(untouched) = untouched {
+            provenance["only_touched"] = json!(untouched);
+        }
         provenance.to_string().into_bytes()
     }
 
@@ -511,7 +520,7 @@ mod tests {
     fn a_sif_tells_the_manifest_that_it_was_made_from() {
         let manifest = Digest::of(b"manifest");
         let origin = Origin::of("docker://a/b:1").with_manifest(manifest);
-        let json = origin.provenance(Compression::default(), None);
+        let json = origin.provenance(Compression::default(), None, None);
         let json: Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(json["manifest"], manifest.to_string());
         assert_eq!(

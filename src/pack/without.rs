@@ -10,6 +10,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use super::layout::{Layout, Sized, Stored, Tail};
 use super::node::{PackKind, PackNode, Source, Standing};
+use super::touched::Kept;
 
 /// What to leave out: patterns of paths from the image's root. `*` and `?` stay within one name, `**` stands for any
 /// names; a directory that matches goes with all that is in it.
@@ -67,7 +68,7 @@ impl Patterns {
     }
 
     /// Whether `path` or a directory above it matches.
-    fn covers(&self, path: &[u8]) -> bool {
+    pub(super) fn covers(&self, path: &[u8]) -> bool {
         let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
         let mut prefixes = slashes.map(|(at, _)| at).chain([path.len()]);
         !path.is_empty() && prefixes.any(|len| self.matches(&path[..len]))
@@ -83,10 +84,12 @@ pub struct LeftOut {
     pub bytes: u64,
 }
 
-/// An image without what some patterns match.
+/// An image without what some patterns match, and without what does not stay.
 pub struct Without<'a> {
     source: &'a dyn Source,
     patterns: &'a Patterns,
+    /// If only some files stay, these.
+    kept: Option<Kept>,
     names: AtomicU64,
     bytes: AtomicU64,
 }
@@ -97,9 +100,28 @@ impl<'a> Without<'a> {
         Self {
             source,
             patterns,
+            kept: None,
             names: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         }
+    }
+
+    /// The same with these files only, besides directories and symbolic links.
+    pub fn only(self, kept: Kept) -> Self {
+        Self {
+            kept: Some(kept),
+            ..self
+        }
+    }
+
+    /// What stays, if that is not everything.
+    pub fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
+    fn stays(&self, node: &PackNode) -> bool {
+        let is_file = !matches!(node.kind, PackKind::Directory | PackKind::Symlink { .. });
+        !is_file || self.kept.as_ref().is_none_or(|kept| kept.has(&node.path))
     }
 
     /// What the last walk left out.
@@ -129,10 +151,12 @@ impl Source for Without<'_> {
                 let rest = node.path.strip_prefix(directory.as_slice());
                 rest.is_some_and(|rest| rest.first() == Some(&b'/'))
             });
-            if !is_below && (node.path.is_empty() || !self.patterns.matches(&node.path)) {
+            let is_matched =
+                is_below || (!node.path.is_empty() && self.patterns.matches(&node.path));
+            if !is_matched && self.stays(node) {
                 return true;
             }
-            if !is_below && node.kind == PackKind::Directory {
+            if is_matched && !is_below && node.kind == PackKind::Directory {
                 hidden = Some(node.path.clone());
             }
             self.leave_out(node);
@@ -143,7 +167,13 @@ impl Source for Without<'_> {
     fn standing(&self, path: &[u8]) -> io::Result<Option<Standing>> {
         match self.patterns.covers(path) {
             true => Ok(None),
-            false => self.source.standing(path),
+            false => {
+                let standing = self.source.standing(path)?;
+                let stays = |found: &Standing| {
+                    *found != Standing::File || self.kept.as_ref().is_none_or(|kept| kept.has(path))
+                };
+                Ok(standing.filter(stays))
+            }
         }
     }
 

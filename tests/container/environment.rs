@@ -130,3 +130,44 @@ fn a_sif_brings_the_variables_of_its_scripts() {
         );
     }
 }
+
+/// As a user does it: the SIF is executable, and `run-singularity` is found in PATH.
+#[test]
+fn a_sif_is_a_program_where_its_launcher_is_in_the_path() {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    image.config("Entrypoint", json!(["/bin/echo", "ran:"]));
+    image.config("Cmd", json!(["nothing"]));
+    let image = image.finish();
+    let directory = tempfile::tempdir().unwrap();
+    crate::image::readable_for_all(directory.path());
+    let sif = directory.path().join("x.sif");
+    let built = Command::new(env!("CARGO_BIN_EXE_sifon"))
+        .args([
+            "build".as_ref(),
+            sif.as_os_str(),
+            image.reference().as_ref(),
+        ])
+        .env("SIFON_STORE", directory.path().join("store"))
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{built:?}");
+    let programs = directory.path().join("bin");
+    fs::create_dir(&programs).unwrap();
+    let launcher = programs.join("run-singularity");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_sifon"), launcher).unwrap();
+    let path = format!("{}:/usr/bin:/bin", programs.display());
+    for machine in machines() {
+        for (words, said) in [
+            (&[][..], "ran: nothing\n"),
+            (&["a b", "--help", "-x"], "ran: a b --help -x\n"),
+        ] {
+            let mut command = machine.program(&sif);
+            let output = command.args(words).env("PATH", &path).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), said);
+        }
+        machine.wait_for_all();
+    }
+}

@@ -5,12 +5,13 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use sifon_mount::source::sif::architecture_code;
 
-use crate::layers::{file, noise};
+use crate::layers::{directory, file, noise};
 use crate::layout::{Layer, Layout, Packing, all, architecture};
-use crate::place::{Place, complaint};
+use crate::place::{Place, can_mount, complaint};
 use crate::support::real::{PASSWORD, RealRegistry, USERNAME};
 
 /// Pushes an image of some size; its name without the scheme.
@@ -263,4 +264,102 @@ fn the_flag_for_the_architecture_wins_over_the_variable_also_when_it_names_this_
     assert_eq!(code(&[]), b"12");
     assert_eq!(code(&["--arch", architecture()]), own);
     assert_eq!(code(&["--arch", "riscv64"]), b"12");
+}
+
+#[test]
+fn a_file_of_what_was_read_has_that_and_says_what_it_lacks() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    let files = vec![
+        directory("etc"),
+        file("etc/passwd", "root:x:0:0::/:/bin/sh\n"),
+        directory("lib"),
+        file("lib/read", noise(200_000, 1)),
+        file("lib/unread", noise(300_000, 2)),
+        file("excluded", noise(100_000, 3)),
+        file("empty", ""),
+    ];
+    layout.add("latest", &all(&[Layer::new(files)], Packing::Gzip));
+    let image = layout.reference("latest");
+    let words = ["compact", "--only-touched", &image, "slim.sif"];
+    let said = place.refusal(&mut place.sifon(words));
+    assert!(said.contains("does not know what is read of it"), "{said}");
+    assert!(!place.path("slim.sif").exists());
+
+    let mounted = place.mount(&image);
+    for name in ["lib/read", "excluded"] {
+        mounted.read(name).unwrap();
+    }
+    drop(mounted);
+    let words = [
+        "compact",
+        "--check",
+        "--only-touched",
+        "--exclude",
+        "excluded",
+    ];
+    let output = place.sifon(words).args([&*image, "slim.sif"]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = complaint(&output);
+    assert!(said.contains("1 files, 292.97 KiB, are missing"), "{said}");
+    assert!(said.contains("without 292.97 KiB below /lib"), "{said}");
+
+    let slim = place.path("slim.sif");
+    let mounted = place.mount(slim.to_str().unwrap());
+    assert_eq!(mounted.read("lib/read").unwrap(), noise(200_000, 1));
+    assert_eq!(mounted.read("empty").unwrap(), b"");
+    assert!(mounted.read("etc/passwd").is_ok());
+    for name in ["lib/unread", "excluded"] {
+        assert!(mounted.read(name).is_err(), "{name}");
+    }
+    drop(mounted);
+    let listed = place.says(["sif", "list", "slim.sif"]);
+    let mut objects = listed.lines().filter(|line| line.contains("JSON.Generic"));
+    let id = objects
+        .next_back()
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned();
+    let told = place.says(["sif", "dump", &id, "slim.sif"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["only_touched"]["missing_files"], 1);
+    assert_eq!(told["without"][0], "excluded");
+}
+
+/// Killed while it writes; what is left then is removed by the next one, and by nothing that ends well before.
+#[test]
+fn what_a_killed_unpacking_leaves_goes_with_the_next() {
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    let mut files = vec![directory("closed")];
+    files.extend((0..40).map(|seed| file(format!("closed/{seed}"), noise(2 << 20, seed))));
+    layout.add("latest", &all(&[Layer::new(files)], Packing::Tar));
+    let image = layout.reference("latest");
+    fs::create_dir(place.path("out")).unwrap();
+    let mut unpacking = place
+        .sifon(["build", "--sandbox", "out/box", &image])
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while names(&place.path("out")).is_empty() {
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "nothing is written"
+        );
+        assert!(unpacking.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::yield_now();
+    }
+    unpacking.kill().unwrap();
+    unpacking.wait().unwrap();
+    let left = names(&place.path("out"));
+    assert!(left[0].starts_with(".box.sifon-sandbox-"), "{left:?}");
+    place.says(["build", "--sandbox", "out/box", &image]);
+    assert_eq!(names(&place.path("out")), ["box"]);
+    assert_eq!(names(&place.path("out/box/closed")).len(), 40);
 }

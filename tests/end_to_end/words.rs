@@ -88,6 +88,7 @@ fn help_and_version_are_data() {
     let place = Place::new();
     let verbs = [
         "pull", "build", "mount", "umount", "exec", "compact", "inspect", "registry", "cache",
+        "sif", "sign", "verify",
     ];
     let help = ran(&place, &["--help"]);
     assert!(help.status.success() && help.stderr.is_empty(), "{help:?}");
@@ -114,6 +115,7 @@ fn json_on_stdout_parses_however_much_is_said_on_stderr() {
         &["inspect", "--json", &image][..],
         &["cache", "list", "--json"],
         &["cache", "clean", "--dry-run", "--json"],
+        &["cache", "clean", "-f", "-D", "30", "--json"],
         &["cache", "clean", "--json"],
     ] {
         for flag in [&[][..], &["-q"], &["-v"], &["-d"]] {

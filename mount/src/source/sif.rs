@@ -17,7 +17,9 @@ use crate::digest::Digest;
 
 /// The first 128 bytes of the file.
 #[expect(missing_docs, reason = "the names are those of the format")]
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct RawHeader {
     /// What a shell runs when the file is started: `#!/usr/bin/env run-singularity`, padded with zeros.
@@ -39,7 +41,9 @@ pub struct RawHeader {
 
 /// One object. An unused descriptor is all zeros.
 #[expect(missing_docs, reason = "the names are those of the format")]
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct RawDescriptor {
     /// One of the `TYPE_` numbers.
@@ -58,6 +62,23 @@ pub struct RawDescriptor {
     pub gid: I64,
     pub name: [u8; 128],
     pub extra: [u8; 384],
+}
+
+impl RawDescriptor {
+    /// The group whose members are signed together; 0 for none.
+    pub fn group_number(&self) -> u32 {
+        self.group.get() & !GROUP
+    }
+}
+
+/// [`RawDescriptor::extra`] of a signature, in its first bytes.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RawSignature {
+    /// Of what was signed: 1 is SHA-256.
+    pub hash: I32,
+    /// Who signed: the fingerprint of a PGP key, then zeros.
+    pub entity: [u8; 256],
 }
 
 /// [`RawDescriptor::extra`] of a partition, in its first bytes.
@@ -89,6 +110,8 @@ pub const GROUP: u32 = 0xf000_0000;
 pub const TYPE_DEFFILE: i32 = 0x4001;
 /// A file system.
 pub const TYPE_PARTITION: i32 = 0x4004;
+/// What vouches for other objects.
+pub const TYPE_SIGNATURE: i32 = 0x4005;
 /// JSON under a name.
 pub const TYPE_GENERIC_JSON: i32 = 0x4006;
 
@@ -96,6 +119,8 @@ pub const TYPE_GENERIC_JSON: i32 = 0x4006;
 pub const TYPE_OCI_INDEX: i32 = 0x400a;
 /// A blob of such an image.
 pub const TYPE_OCI_BLOB: i32 = 0x400b;
+/// In [`RawSignature::hash`].
+pub const HASH_SHA256: i32 = 1;
 
 /// In [`RawPartition::file_system`].
 pub const FILE_SYSTEM_SQUASHFS: i32 = 1;
@@ -138,6 +163,8 @@ pub fn architecture_name(code: [u8; 3]) -> Option<&'static str> {
 /// The table of a SIF.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sif {
+    /// All that the header says; nothing but magic number, version and places was checked.
+    pub header: RawHeader,
     /// The name of these contents.
     pub uuid: [u8; 16],
     /// Seconds since 1970.
@@ -155,6 +182,10 @@ pub struct Sif {
 /// One object of a SIF. Its bytes lie inside the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
+    /// All that the table says; nothing but its place was checked.
+    pub raw: RawDescriptor,
+    /// Which of the table's descriptors it has, counted from 0.
+    pub slot: usize,
     /// Counted from 1.
     pub id: u32,
     /// The group whose members are signed together.
@@ -176,6 +207,8 @@ pub enum ObjectKind {
     Deffile,
     /// JSON that its name explains.
     GenericJson,
+    /// What vouches for other objects.
+    Signature,
     /// A file system.
     Partition {
         /// Whether it is the root file system, of which a file has one.
@@ -240,6 +273,12 @@ impl Sif {
                 }
             )
         })
+    }
+
+    /// The object of this number, which the table must not give twice.
+    pub fn by_id(&self, id: u32) -> Option<&Object> {
+        let mut found = self.objects.iter().filter(|object| object.id == id);
+        found.next().filter(|_| found.next().is_none())
     }
 
     /// The first object of this kind and name.
@@ -318,14 +357,16 @@ impl Header {
             .enumerate()
             .filter(|(_, raw)| raw.used != 0)
             .map(|(index, raw)| {
-                self.object(raw).map_err(|problem| SifError::Damaged {
-                    part: "descriptor",
-                    index,
-                    problem,
-                })
+                self.object(raw, index)
+                    .map_err(|problem| SifError::Damaged {
+                        part: "descriptor",
+                        index,
+                        problem,
+                    })
             })
             .collect::<Result<_, _>>()?;
         Ok(Sif {
+            header: self.raw,
             uuid: self.raw.uuid,
             created: self.raw.created.get(),
             architecture: architecture_name(self.raw.architecture),
@@ -335,7 +376,7 @@ impl Header {
         })
     }
 
-    fn object(&self, raw: &RawDescriptor) -> Result<Object, &'static str> {
+    fn object(&self, raw: &RawDescriptor, slot: usize) -> Result<Object, &'static str> {
         let len = u64::try_from(raw.len.get()).map_err(|_| "its length is negative")?;
         let at = self
             .inside(raw.at, len)
@@ -344,6 +385,7 @@ impl Header {
         let kind = match raw.object_type.get() {
             TYPE_DEFFILE => ObjectKind::Deffile,
             TYPE_GENERIC_JSON => ObjectKind::GenericJson,
+            TYPE_SIGNATURE => ObjectKind::Signature,
             TYPE_PARTITION => {
                 let (partition, _) = RawPartition::read_from_prefix(&raw.extra)
                     .expect("a partition's part fits into the extra bytes");
@@ -362,8 +404,10 @@ impl Header {
             other => ObjectKind::Other(other),
         };
         Ok(Object {
+            raw: *raw,
+            slot,
             id: raw.id.get(),
-            group: (raw.group.get() != GROUP).then_some(raw.group.get() & !GROUP),
+            group: Some(raw.group_number()).filter(|&number| number != 0),
             name: raw.name[..name_len.unwrap_or(raw.name.len())].to_vec(),
             at,
             len,

@@ -148,58 +148,31 @@ impl Store {
     /// files that no image needs. Before an image goes altogether, the streamed layers of images go that have an index of
     /// ours, which is small and costs a pass over the layer to make. `dry_run` only counts.
     pub fn evict(&self, to: u64, dry_run: bool) -> Evicted {
-        let mut images = self.images();
-        let files = self.files();
-        let mut used: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
-        let mut evicted = Evicted::default();
-        let remove = |path: &Path| dry_run || fs::remove_file(path).is_ok();
+        let mut eviction = Eviction::new(self, dry_run);
+        for name in self.replaceable(&eviction.images) {
+            if eviction.used > to {
+                eviction.remove(name);
+            }
+        }
+        while eviction.used > to {
+            let oldest = eviction.images.iter().rposition(|image| !image.is_in_use);
+            let Some(oldest) = oldest else { break };
+            eviction.remove_image(oldest);
+        }
+        eviction.evicted
+    }
 
-        let needed = |images: &[ImageUse]| -> BTreeSet<PathBuf> {
-            let names = images.iter().flat_map(|image| image.record.names());
-            names
-                .map(|name| self.own.path().join(name.path()))
-                .collect()
+    /// Removes images that nobody has used for `age`, and files that no image needs. `dry_run` only counts.
+    pub fn evict_unused(&self, age: Duration, dry_run: bool) -> Evicted {
+        let mut eviction = Eviction::new(self, dry_run);
+        let is_old = |image: &ImageUse| {
+            let unused = image.last_used.elapsed().unwrap_or_default();
+            !image.is_in_use && unused >= age
         };
-        let kept = needed(&images);
-        for (path, bytes, age) in &files {
-            if !kept.contains(path) && *age > ORPHAN_AGE_LIMIT && remove(path) {
-                used -= bytes;
-                evicted.bytes += bytes;
-            }
+        while let Some(index) = eviction.images.iter().rposition(is_old) {
+            eviction.remove_image(index);
         }
-        for name in self.replaceable(&images) {
-            let path = self.own.path().join(name.path());
-            let bytes = self.bytes_at(&name.path());
-            if used > to && path.exists() && remove(&path) {
-                used = used.saturating_sub(bytes);
-                evicted.bytes += bytes;
-            }
-        }
-        while used > to {
-            let Some(oldest) = images.iter().rposition(|image| !image.is_in_use) else {
-                break;
-            };
-            let image = images.remove(oldest);
-            let kept = needed(&images);
-            // The record goes last: were we killed before, the next eviction would finish the work.
-            for name in image.record.names() {
-                let path = self.own.path().join(name.path());
-                let bytes = self.bytes_at(&name.path());
-                if !kept.contains(&path) && path.exists() && remove(&path) {
-                    used = used.saturating_sub(bytes);
-                    evicted.bytes += bytes;
-                }
-            }
-            remove(
-                &self
-                    .own
-                    .path()
-                    .join("images")
-                    .join(image.record.manifest.hex()),
-            );
-            evicted.images += 1;
-        }
-        evicted
+        eviction.evicted
     }
 
     /// The files of streamed layers that have an index: without them only what is read is fetched again. Those of images
@@ -237,5 +210,74 @@ impl Store {
             }
         }
         files
+    }
+}
+
+/// Images and files that are being removed, or would be.
+struct Eviction<'a> {
+    store: &'a Store,
+    dry_run: bool,
+    /// Those that are left, most recently used first.
+    images: Vec<ImageUse>,
+    /// Bytes that are left.
+    used: u64,
+    evicted: Evicted,
+}
+
+impl<'a> Eviction<'a> {
+    /// Begins with the files that no image needs.
+    fn new(store: &'a Store, dry_run: bool) -> Self {
+        let files = store.files();
+        let mut eviction = Self {
+            store,
+            dry_run,
+            images: store.images(),
+            used: files.iter().map(|(_, bytes, _)| bytes).sum(),
+            evicted: Evicted::default(),
+        };
+        let kept = eviction.needed();
+        for (path, bytes, age) in &files {
+            if !kept.contains(path) && *age > ORPHAN_AGE_LIMIT {
+                eviction.remove_file(path, *bytes);
+            }
+        }
+        eviction
+    }
+
+    /// The files of the images that are left.
+    fn needed(&self) -> BTreeSet<PathBuf> {
+        let names = self.images.iter().flat_map(|image| image.record.names());
+        names
+            .map(|name| self.store.own.path().join(name.path()))
+            .collect()
+    }
+
+    fn remove_file(&mut self, path: &Path, bytes: u64) {
+        if path.exists() && (self.dry_run || fs::remove_file(path).is_ok()) {
+            self.used = self.used.saturating_sub(bytes);
+            self.evicted.bytes += bytes;
+        }
+    }
+
+    fn remove(&mut self, name: Name) {
+        let path = self.store.own.path().join(name.path());
+        let bytes = self.store.bytes_at(&name.path());
+        self.remove_file(&path, bytes);
+    }
+
+    fn remove_image(&mut self, index: usize) {
+        let image = self.images.remove(index);
+        let kept = self.needed();
+        // The record goes last: were we killed before, the next eviction would finish the work.
+        for name in image.record.names() {
+            if !kept.contains(&self.store.own.path().join(name.path())) {
+                self.remove(name);
+            }
+        }
+        let record = Path::new("images").join(image.record.manifest.hex());
+        if !self.dry_run {
+            let _ = fs::remove_file(self.store.own.path().join(record));
+        }
+        self.evicted.images += 1;
     }
 }

@@ -255,6 +255,42 @@ fn eviction_takes_the_images_unused_longest_and_spares_mounted_and_shared_ones()
 }
 
 #[test]
+fn images_that_nobody_used_for_some_days_go_whatever_size_the_store_has() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let directory = tempfile::tempdir().unwrap();
+    let store = store_in(directory.path());
+    for (image, days) in [("today", 0), ("week", 7), ("month", 30), ("mounted", 40)] {
+        let layer = Digest::of(image.as_bytes());
+        sealed(&store, Name::Native(layer), &[7; 64 << 10]);
+        let lease = store.lease(&record(image, &[layer])).unwrap();
+        // Ending a lease is a use, too.
+        match image {
+            "mounted" => std::mem::forget(lease),
+            _ => drop(lease),
+        }
+        let path = store.directory().join("images").join(layer.hex());
+        let record = File::options().append(true).open(path).unwrap();
+        let at = std::time::SystemTime::now() - DAY * days;
+        record.set_modified(at).unwrap();
+    }
+    let left = || -> Vec<String> {
+        let images = store.images().into_iter();
+        images.map(|image| image.record.reference).collect()
+    };
+    let expected = |images| Evicted {
+        images,
+        bytes: images * (64 << 10),
+    };
+    assert_eq!(store.evict_unused(DAY * 31, false), expected(0));
+    assert_eq!(store.evict_unused(DAY * 7, true), expected(2));
+    assert_eq!(left().len(), 4, "a dry run removes nothing");
+    assert_eq!(store.evict_unused(DAY * 10, false), expected(1));
+    assert_eq!(left(), ["today", "week", "mounted"]);
+    assert_eq!(store.evict_unused(Duration::ZERO, false), expected(2));
+    assert_eq!(left(), ["mounted"]);
+}
+
+#[test]
 fn a_table_with_one_bit_flipped_is_not_taken() {
     let directory = tempfile::tempdir().unwrap();
     let store = store_in(directory.path());
