@@ -1,9 +1,9 @@
 //! The process that shows images to programs; see [`crate::container::server`].
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ use crate::container::scripts;
 use crate::container::server::{self, Serving};
 use crate::container::wire::{Ready, Request};
 use crate::output::{Lines, Output, Verbosity};
-use crate::setting::{Error, Settings, environment};
+use crate::setting::{Error, Settings, environment, require_own};
 
 /// The hidden verb of this process.
 pub const VERB: &str = "serve-images";
@@ -236,25 +236,9 @@ fn log_directory() -> Option<PathBuf> {
     Some(login.unwrap_or_else(|| PathBuf::from(format!("/tmp/sifon-{uid}"))))
 }
 
-/// Makes `directory` if need be; fails if it is a link, or somebody else's, or others can write there.
-fn require_own(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(directory) {
-        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
-        _ => {}
-    }
-    let found = fs::symlink_metadata(directory)?;
-    let is_own = found.uid() == rustix::process::geteuid().as_raw();
-    if found.is_dir() && is_own && found.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!("{}: not this user's own directory", directory.display()),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
