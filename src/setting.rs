@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
-use sifon_mount::image::open::{Description, OnProgress, Opened, Options, open};
+use sifon_mount::image::open::{Description, OnProgress, OnTop, Opened, Options, open_with};
 use sifon_mount::image::outlook::{Outlook, describe};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{self, Store};
@@ -58,20 +58,22 @@ impl Context {
 
     /// Opens an image; progress is shown on a terminal.
     pub fn open(&self, reference: &Reference) -> Result<Opened, Error> {
-        self.open_telling(reference, &self.output.progress())
+        self.open_telling(reference, &self.output.progress(), &|_, _| None)
     }
 
-    /// Opens an image; `progress` is told how far that is.
+    /// Opens an image with a layer of ours on top; `progress` is told how far that is.
     pub fn open_telling(
         &self,
         reference: &Reference,
         progress: &OnProgress,
+        on_top: &OnTop<'_>,
     ) -> Result<Opened, Error> {
-        Ok(open(
+        Ok(open_with(
             reference,
             &self.settings.open,
             self.store(),
             progress,
+            on_top,
         )?)
     }
 

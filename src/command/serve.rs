@@ -1,5 +1,6 @@
 //! The process that shows images to programs; see [`crate::container::server`].
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -9,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Weak};
 
+use sifon_mount::image::Image;
 use sifon_mount::image::history::{History, Plan};
-use sifon_mount::image::open::{OnProgress, identify, open};
+use sifon_mount::image::open::{Description, OnProgress, identify, open_with};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
 
+use super::mount::singularitys_layer;
 use crate::container::client::KIND;
 use crate::container::environment::Variables;
 use crate::container::images::{Images, Opening, Refusal, Shown};
@@ -101,7 +104,17 @@ impl StoredImages {
         let reference = Reference::parse(&request.image)?;
         let told = Arc::clone(opening);
         let progress: OnProgress = Arc::new(move |step| told.step(&step));
-        let opened = open(&reference, &settings.open, &store, &progress)?;
+        let has_own_scripts = Cell::new(false);
+        let timeout = settings.open.registry.timeout;
+        let on_top = |image: &Image, description: &Description| {
+            let top = singularitys_layer(image, description, &reference, timeout);
+            has_own_scripts.set(matches!(top, Ok(None)));
+            top.unwrap_or_else(|err| {
+                tracing::warn!("{reference}: /.singularity.d is left out: {err}");
+                None
+            })
+        };
+        let opened = open_with(&reference, &settings.open, &store, &progress, &on_top)?;
         let plan = Plan {
             uses_profile: !settings.open.no_profile,
             completes: false,
@@ -112,7 +125,6 @@ impl StoredImages {
         let lines = config.env.iter();
         let mut environment: Variables = lines.filter_map(|line| split(line.as_bytes())).collect();
         if let Reference::File(_) = reference {
-            let timeout = settings.open.registry.timeout;
             environment = scripts::of_image(&opened.image, environment, timeout);
         }
         let about = Ready {
@@ -122,10 +134,11 @@ impl StoredImages {
             command: bytes(&config.cmd),
             working_directory: config.working_dir.clone().into_bytes(),
             user: config.user.clone().into_bytes(),
+            has_own_scripts: has_own_scripts.get(),
         };
         Ok(Shown {
             image: Arc::clone(&opened.image),
-            timeout: settings.open.registry.timeout,
+            timeout,
             digest: opened.description.manifest_digest.to_string(),
             about,
             kept: Box::new((history, opened.lease, store)),

@@ -95,6 +95,7 @@ impl Launch<'_> {
         };
         self.isolation.begin()?;
         let report = self.report;
+        let stays = self.detached.is_some();
         match self.isolation.processes {
             true => {
                 let detached = match &self.detached {
@@ -109,7 +110,7 @@ impl Launch<'_> {
                     None => Ok(()),
                 };
                 let inside = || self.inside(privilege, &ready, &image, words);
-                supervise::supervised(inside, report, &begun)
+                supervise::supervised(inside, stays, report, &begun)
             }
             false => self.inside(privilege, &ready, &image, words),
         }

@@ -8,6 +8,7 @@ mod check;
 pub mod date;
 pub mod directory;
 pub mod image;
+pub mod layer;
 pub mod layout;
 pub mod node;
 mod place;

@@ -156,3 +156,25 @@ fn without_a_home_directory_instances_are_kept_where_nobody_else_can_put_anythin
         machine.wait_for_all();
     }
 }
+
+#[test]
+fn an_instance_outlives_a_start_script_that_does_nothing_more() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        let mut command = machine.program(env!("CARGO_BIN_EXE_sifon"));
+        let packed = command
+            .args(["compact", &image.reference(), "x.sif"])
+            .output();
+        assert!(packed.unwrap().status.success());
+        machine.instance_says(&["instance", "start", "x.sif", "quiet"]);
+        assert_eq!(
+            machine.instance_says(&["exec", "instance://quiet", "echo", "there"]),
+            "there"
+        );
+        machine.instance_says(&["instance", "stop", "quiet"]);
+        machine.wait_for_all();
+    }
+}

@@ -220,7 +220,7 @@ fn words(
         Action::Instance(arguments) => {
             const SCRIPT: &str = "/.singularity.d/startscript";
             let mut words: Vec<OsString> = Vec::new();
-            if Path::new(SCRIPT).exists() {
+            if ready.has_own_scripts && Path::new(SCRIPT).exists() {
                 words.push(SCRIPT.into());
                 words.extend(arguments);
             }
@@ -253,7 +253,7 @@ fn run_words(
         words.iter().cloned().map(OsString::from_vec).collect()
     };
     let mut words = named(&ready.entrypoint);
-    if words.is_empty() && ready.command.is_empty() && Path::new(SCRIPT).exists() {
+    if words.is_empty() && ready.command.is_empty() && ready.has_own_scripts {
         words.push(SCRIPT.into());
         words.extend(arguments);
         return Ok(words);
