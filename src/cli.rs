@@ -10,8 +10,8 @@ use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
 use crate::command::{
-    build, cache, compact, complete, demo, exec, hint, index, inspect, instance, mount, profile,
-    ps, pull, registry as registries, run, serve, shell, stats, stop, umount,
+    build, cache, compact, complete, demo, doctor, exec, hint, index, inspect, instance, mount,
+    profile, ps, pull, registry as registries, run, serve, shell, stats, stop, umount,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -70,6 +70,7 @@ enum Command {
     Stats(stats::Args),
     Profile(profile::Args),
     Cache(cache::Args),
+    Doctor(doctor::Args),
 }
 
 /// What this program is when it has started itself: then its only argument is a hidden verb, and it hears the rest from
@@ -325,6 +326,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(&context, args),
         Command::Profile(args) => profile::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),
+        Command::Doctor(args) => doctor::run(&context, args),
     };
     done.unwrap_or_else(|err| {
         if output_kind(&*err) == Some(std::io::ErrorKind::BrokenPipe) {

@@ -10,6 +10,8 @@ pub mod pack;
 
 pub mod container;
 
+pub mod doctor;
+
 pub mod demo;
 
 pub mod command;

@@ -5,6 +5,7 @@ pub mod cache;
 pub mod compact;
 pub mod complete;
 pub mod demo;
+pub mod doctor;
 pub mod exec;
 mod gpu;
 pub mod index;

@@ -23,7 +23,7 @@ use crate::container::environment::Variables;
 use crate::container::images::{Images, Opening, Refusal, Shown};
 use crate::container::meeting::Group;
 use crate::container::scripts;
-use crate::container::server::{self, Serving};
+use crate::container::server::{self, Inside, Serving};
 use crate::container::wire::{Ready, Request};
 use crate::output::{Lines, Output, Verbosity};
 use crate::setting::{Error, Settings, environment, require_own};
@@ -31,8 +31,11 @@ use crate::setting::{Error, Settings, environment, require_own};
 /// The hidden verb of this process.
 pub const VERB: &str = "serve-images";
 
-/// The kind of server in whose user namespace the caller is root.
+/// The kind of server in whose user namespace the caller is root, and alone.
 pub const ROOT_INSIDE: &str = "root";
+
+/// The kind in whose user namespace the caller is root, with numbers for other users.
+pub const ROOT_AND_OTHERS: &str = "root and others";
 
 /// A log longer than this begins anew.
 const LOG_BYTES_LIMIT: u64 = 1 << 20;
@@ -67,7 +70,11 @@ fn serve(listener: UnixListener) -> io::Result<()> {
         images: Box::new(images),
         log,
         job: group.job,
-        is_root_inside: kind == ROOT_INSIDE,
+        inside: match kind.as_str() {
+            ROOT_INSIDE => Inside::Root,
+            ROOT_AND_OTHERS => Inside::RootAndOthers,
+            _ => Inside::Caller,
+        },
     };
     server::serve(listener, serving)
 }

@@ -12,6 +12,7 @@ pub mod bind;
 pub mod environment;
 pub mod identity;
 pub mod scripts;
+pub mod subids;
 
 pub mod plan;
 
@@ -39,4 +40,4 @@ pub mod instance;
 
 pub mod launch;
 
-pub use error::Error;
+pub use error::{Error, in_one_line};

@@ -6,7 +6,9 @@ mod image;
 mod instance;
 mod machine;
 
+mod doctor;
 mod environment;
+mod fakeroot;
 mod hostile;
 mod leftovers;
 mod options;

@@ -21,7 +21,9 @@ use crate::container::identity::Identity;
 use crate::container::instance::{self, Detached, Register};
 use crate::container::launch::{Isolation, Launch};
 use crate::container::meeting::Group;
+use crate::container::namespaces::Privilege;
 use crate::container::plan::{self, Host, TargetKind};
+use crate::container::subids::Ranges;
 use crate::container::wire::Ready;
 use crate::output::fatal;
 use crate::setting::{Context, Error, parsed, require_own};
@@ -91,12 +93,13 @@ fn start(
         return Err("--net: without root only --network none can be had".into());
     }
     let (binds, bind_text) = args.requested_binds()?;
+    let kind = kind(args);
     let group = match args.private {
         true => Group::of_nobody_else()?,
-        false => Group::of_caller(kind(args))?,
+        false => Group::of_caller(kind)?,
     };
     // It starts while this process finds out the rest.
-    let server = Server::reach(&group, serve::VERB, kind(args))?;
+    let server = Server::reach(&group, serve::VERB, kind)?;
     let mut identity = match args.fakeroot {
         true => Identity::root()?,
         false => Identity::of_caller()?,
@@ -201,9 +204,28 @@ pub fn register() -> Result<Register, Error> {
 
 /// Which users there are in the server's user namespace.
 fn kind(args: &Args) -> &'static str {
-    match args.fakeroot {
-        true => serve::ROOT_INSIDE,
-        false => "",
+    if !args.fakeroot {
+        return "";
+    }
+    match Ranges::of_caller() {
+        _ if Privilege::of_caller() == Privilege::Root => {
+            tracing::debug!("--fakeroot: root is root already");
+            serve::ROOT_INSIDE
+        }
+        Ok(Ranges { users, groups }) => {
+            tracing::debug!(
+                "--fakeroot: root, and {} users from {} on, {} groups from {} on",
+                users.count,
+                users.first,
+                groups.count,
+                groups.first
+            );
+            serve::ROOT_AND_OTHERS
+        }
+        Err(problem) => {
+            tracing::debug!("--fakeroot: root alone, no other user: {problem}");
+            serve::ROOT_INSIDE
+        }
     }
 }
 

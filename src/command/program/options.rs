@@ -96,7 +96,10 @@ pub struct Args {
     /// Let the program write into the image, and keep what it writes in this directory [DIR:ro: show it, keep nothing]
     #[arg(short, long, value_name = "DIR[:ro]")]
     pub(super) overlay: Vec<OsString>,
-    /// Be root in the container: the only user that is mapped, with rights over nothing but your own files
+    /// Be root in the container, with rights over nothing but your own files
+    ///
+    /// Other users and groups are there if the site gives you a range of them (/etc/subuid and /etc/subgid, by newuidmap and
+    /// newgidmap), else root is alone; -v says which.
     #[arg(short, long)]
     pub(super) fakeroot: bool,
     /// Show the host's NVIDIA driver: libraries, programs, devices
