@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
 use crate::command::{
-    build, cache, compact, complete, demo, doctor, exec, hint, index, inspect, instance, mount,
-    profile, ps, pull, registry as registries, run, serve, shell, stats, stop, umount,
+    build, cache, compact, complete, completion, demo, doctor, exec, hint, index, inspect,
+    instance, mount, profile, ps, pull, registry as registries, run, serve, shell, stats, stop,
+    umount,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -71,6 +72,7 @@ enum Command {
     Profile(profile::Args),
     Cache(cache::Args),
     Doctor(doctor::Args),
+    Completion(completion::Args),
 }
 
 /// What this program is when it has started itself: then its only argument is a hidden verb, and it hears the rest from
@@ -327,6 +329,7 @@ pub fn main() -> ExitCode {
         Command::Profile(args) => profile::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),
         Command::Doctor(args) => doctor::run(&context, args),
+        Command::Completion(args) => completion::run(Cli::command(), args),
     };
     done.unwrap_or_else(|err| {
         if output_kind(&*err) == Some(std::io::ErrorKind::BrokenPipe) {
@@ -344,4 +347,14 @@ fn output_kind(err: &(dyn std::error::Error + 'static)) -> Option<std::io::Error
     let json = err.downcast_ref::<serde_json::Error>();
     io.map(std::io::Error::kind)
         .or_else(|| json?.io_error_kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_options_of_a_command_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
 }

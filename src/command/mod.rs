@@ -4,6 +4,7 @@ pub mod build;
 pub mod cache;
 pub mod compact;
 pub mod complete;
+pub mod completion;
 pub mod demo;
 pub mod doctor;
 pub mod exec;

@@ -13,6 +13,14 @@ use crate::container::plan::Options;
 use crate::container::writable::{Overlay, Writable};
 use crate::setting::Error;
 
+/// Headings of the help, in the order in which people look for options.
+const FILES: &str = "What the program sees of this machine";
+const APART: &str = "What it does not share with it";
+const VARIABLES: &str = "Its environment";
+const WRITING: &str = "Writing into the image";
+const GPU: &str = "Graphics processors";
+const SERVER: &str = "The mount";
+
 /// Options of `exec`, `run` and `shell`. Each that takes no value can also be given as a variable, such as `SIFON_CONTAIN=1`,
 /// `APPTAINER_CONTAIN=1` or `SINGULARITY_CONTAIN=1`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -22,95 +30,101 @@ pub struct Args {
     ///
     /// May be repeated, or list several separated by commas. $SIFON_BIND, $APPTAINER_BIND and
     /// $SINGULARITY_BIND (or …_BINDPATH) add to it.
-    #[arg(short = 'B', long, value_name = "BIND")]
+    #[arg(help_heading = FILES, short = 'B', long, value_name = "BIND")]
     pub(super) bind: Vec<OsString>,
     /// The same in other words: type=bind,source=DIR,destination=DIR[,ro]
-    #[arg(long, value_name = "WORDS")]
+    #[arg(help_heading = FILES, long, value_name = "WORDS")]
     pub(super) mount: Vec<OsString>,
     /// Show DIR, or SOURCE at TARGET, as the home directory
-    #[arg(short = 'H', long, value_name = "SOURCE[:TARGET]")]
+    #[arg(help_heading = FILES, short = 'H', long, value_name = "SOURCE[:TARGET]")]
     pub(super) home: Option<OsString>,
     /// Do not show your home directory
-    #[arg(long)]
+    #[arg(help_heading = FILES, long)]
     pub(super) no_home: bool,
     /// Leave out what is there otherwise: proc, sys, dev, home, tmp, cwd, bind-paths or a file such as /etc/localtime
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(help_heading = FILES, long, value_name = "NAME", value_delimiter = ',')]
     pub(super) no_mount: Vec<String>,
     /// Put /tmp, /var/tmp and scratch directories into this directory
-    #[arg(short = 'W', long, value_name = "DIR")]
+    #[arg(help_heading = FILES, short = 'W', long, value_name = "DIR")]
     pub(super) workdir: Option<PathBuf>,
     /// An empty directory that only the container has
-    #[arg(short = 'S', long, value_name = "DIR")]
+    #[arg(help_heading = FILES, short = 'S', long, value_name = "DIR")]
     pub(super) scratch: Vec<PathBuf>,
     /// Start the program in this directory of the container
-    #[arg(long, visible_alias = "cwd", value_name = "DIR")]
+    #[arg(help_heading = FILES, long, visible_alias = "cwd", value_name = "DIR")]
     pub(super) pwd: Option<PathBuf>,
+    /// Start in the image's WORKDIR, as Docker does; Singularity does not
+    #[arg(help_heading = FILES, long)]
+    pub(super) oci_defaults: bool,
     /// Own, empty /tmp, /var/tmp and home, and only the most necessary devices
-    #[arg(short, long)]
+    #[arg(help_heading = APART, short, long)]
     pub(super) contain: bool,
     /// --contain, --pid, --ipc and --cleanenv
-    #[arg(short = 'C', long)]
+    #[arg(help_heading = APART, short = 'C', long)]
     pub(super) containall: bool,
     /// As Docker would: --containall, --no-umask, --no-eval and --writable-tmpfs
-    #[arg(long)]
+    #[arg(help_heading = APART, long)]
     pub(super) compat: bool,
-    /// Keep your environment out of the container, but for TERM and proxies
-    #[arg(short = 'e', long)]
-    pub(super) cleanenv: bool,
-    /// Set a variable in the container; $NAME stands for the container's other variables
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub(super) env: Vec<OsString>,
-    /// Set the variables in this file, NAME=VALUE on each line
-    #[arg(long, value_name = "FILE")]
-    pub(super) env_file: Option<PathBuf>,
-    /// Take $ in values and arguments for a character like any other
-    #[arg(long)]
-    pub(super) no_eval: bool,
-    /// Do not pass the umask on: 0022 in the container
-    #[arg(long)]
-    pub(super) no_umask: bool,
     /// A user namespace: always so
-    #[arg(short, long)]
+    #[arg(help_heading = APART, short, long)]
     pub(super) userns: bool,
     /// Own process numbers; all processes end with the program
-    #[arg(short, long)]
+    #[arg(help_heading = APART, short, long)]
     pub(super) pid: bool,
     /// Own shared memory, semaphores and message queues
-    #[arg(short, long)]
+    #[arg(help_heading = APART, short, long)]
     pub(super) ipc: bool,
     /// Own name of the machine
-    #[arg(long)]
+    #[arg(help_heading = APART, long)]
     pub(super) uts: bool,
     /// The machine's name in the container; implies --uts
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = APART, long, value_name = "NAME")]
     pub(super) hostname: Option<String>,
     /// Own network, with nothing but the loopback interface: needs --network none
-    #[arg(short, long)]
+    #[arg(help_heading = APART, short, long)]
     pub(super) net: bool,
     /// The kind of network that --net makes
-    #[arg(long, value_name = "KIND", value_parser = ["none"])]
+    #[arg(help_heading = APART, long, value_name = "KIND", value_parser = ["none"])]
     pub(super) network: Option<String>,
-    /// Let the program write into the image; what it writes is in memory and gone with it
-    #[arg(long)]
-    pub(super) writable_tmpfs: bool,
-    /// Let the program write into the image, and keep what it writes in this directory [DIR:ro: show it, keep nothing]
-    #[arg(short, long, value_name = "DIR[:ro]")]
-    pub(super) overlay: Vec<OsString>,
     /// Be root in the container, with rights over nothing but your own files
     ///
     /// Other users and groups are there if the site gives you a range of them (/etc/subuid and /etc/subgid, by newuidmap and
     /// newgidmap), else root is alone; -v says which.
-    #[arg(short, long)]
+    #[arg(help_heading = APART, short, long)]
     pub(super) fakeroot: bool,
+    /// Keep your environment out of the container, but for TERM and proxies
+    #[arg(help_heading = VARIABLES, short = 'e', long)]
+    pub(super) cleanenv: bool,
+    /// Set a variable in the container; $NAME stands for the container's other variables
+    #[arg(help_heading = VARIABLES, long, value_name = "NAME=VALUE")]
+    pub(super) env: Vec<OsString>,
+    /// Set the variables in this file, NAME=VALUE on each line
+    #[arg(help_heading = VARIABLES, long, value_name = "FILE")]
+    pub(super) env_file: Option<PathBuf>,
+    /// Take $ in values and arguments for a character like any other
+    #[arg(help_heading = VARIABLES, long)]
+    pub(super) no_eval: bool,
+    /// Do not pass the umask on: 0022 in the container
+    #[arg(help_heading = VARIABLES, long)]
+    pub(super) no_umask: bool,
+    /// Let the program write into the image; what it writes is in memory and gone with it
+    #[arg(help_heading = WRITING, long)]
+    pub(super) writable_tmpfs: bool,
+    /// Let the program write into the image, and keep what it writes in this directory [DIR:ro: show it, keep nothing]
+    #[arg(help_heading = WRITING, short, long, value_name = "DIR[:ro]")]
+    pub(super) overlay: Vec<OsString>,
     /// Show the host's NVIDIA driver: libraries, programs, devices
-    #[arg(long)]
+    #[arg(help_heading = GPU, long)]
     pub(super) nv: bool,
     /// Show the host's ROCm driver
-    #[arg(long)]
+    #[arg(help_heading = GPU, long)]
     pub(super) rocm: bool,
-    /// Start in the image's WORKDIR, as Docker does; Singularity does not
-    #[arg(long)]
-    pub(super) oci_defaults: bool,
+    /// How long the image stays mounted for the next program when this one has ended, in seconds; also $SIFON_LINGER
+    #[arg(help_heading = SERVER, long, value_name = "SECONDS", env = "SIFON_LINGER", hide_env = true, default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=86_400 * 7))]
+    pub(super) linger: u32,
+    /// Share nothing with other programs: a server and a mount for this one alone, and --pid
+    #[arg(help_heading = SERVER, long)]
+    pub(super) private: bool,
     /// For command lines written for Singularity: no effect, the program has no more rights than you have
     #[arg(long, hide = true, value_name = "WORDS")]
     pub(super) security: Vec<String>,
@@ -120,12 +134,6 @@ pub struct Args {
     /// For command lines written for Singularity: no effect
     #[arg(long, hide = true)]
     pub(super) no_privs: bool,
-    /// How long the image stays mounted for the next program when this one has ended, in seconds; also $SIFON_LINGER
-    #[arg(long, value_name = "SECONDS", env = "SIFON_LINGER", default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=86_400 * 7))]
-    pub(super) linger: u32,
-    /// Share nothing with other programs: a server and a mount for this one alone, and --pid
-    #[arg(long)]
-    pub(super) private: bool,
 }
 
 impl Args {
