@@ -1,6 +1,7 @@
 //! The command line: what can be said, and which command does it.
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -280,6 +281,17 @@ fn numbers(variable: &str) -> Vec<u32> {
         .collect()
 }
 
+/// The command line. The first line of a SIF names `run-singularity`, so that the file can be started like a program; a program of that
+/// name runs the file that comes first.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if name == Some(OsStr::new("run-singularity")) {
+        arguments.insert(1, "run".into());
+    }
+    arguments
+}
+
 /// Does what the command line says; the status is Singularity's.
 pub fn main() -> ExitCode {
     if let Some(status) = as_helper() {
@@ -288,7 +300,7 @@ pub fn main() -> ExitCode {
     if let Some(status) = as_another_name() {
         return status;
     }
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments()) {
         Ok(cli) => cli,
         Err(err) => {
             // Fails only where the terminal is gone.

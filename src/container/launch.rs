@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::fs::Mode;
 use sifon_mount::sys::namespace::{self, Parts};
 
+use super::app;
 use super::binds;
 use super::client::{Hears, Server};
 use super::environment::{self, Sources, Variables};
@@ -137,7 +138,7 @@ impl Launch<'_> {
             rustix::process::umask(Mode::from_raw_mode(umask));
         }
         let sources = Sources {
-            image: ready.environment.clone(),
+            image: app::environment(self.environment.app.as_deref(), &ready.environment)?,
             ..self.environment
         };
         let mut variables = environment::variables(&sources);

@@ -12,6 +12,8 @@ pub mod bind;
 pub mod environment;
 pub mod identity;
 pub mod scripts;
+
+pub mod app;
 pub mod subids;
 
 pub mod plan;

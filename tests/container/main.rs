@@ -6,6 +6,7 @@ mod image;
 mod instance;
 mod machine;
 
+mod apps;
 mod doctor;
 mod environment;
 mod fakeroot;
@@ -14,5 +15,6 @@ mod leftovers;
 mod options;
 mod oracle;
 mod process;
+mod script;
 mod server;
 mod view;

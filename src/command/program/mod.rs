@@ -15,6 +15,7 @@ use sifon_mount::image::open::OnProgress;
 
 use super::serve;
 use crate::container;
+use crate::container::app;
 use crate::container::client::{Hears, Server};
 use crate::container::environment::{self, Variables};
 use crate::container::identity::Identity;
@@ -61,7 +62,7 @@ pub fn run(
     image: &OsStr,
     action: Action,
 ) -> Result<ExitCode, Error> {
-    match start(context, &args.resolved(), image, action, None)? {}
+    match start(context, &args.resolved()?, image, action, None)? {}
 }
 
 /// Becomes an instance: the program goes on by itself once `detached` was told that it begins. Returns only if that fails.
@@ -72,7 +73,7 @@ pub fn become_instance(
     action: Action,
     detached: Detached,
 ) -> Result<Infallible, Error> {
-    let mut args = args.resolved();
+    let mut args = args.resolved()?;
     args.pid = true;
     args.linger = 0;
     start(context, &args, image, action, Some(detached))
@@ -149,9 +150,9 @@ fn start(
         hears: &Told(progress),
         report: &|error| fatal(&error, error.hint()),
     };
-    let is_literal = args.no_eval;
+    let (is_literal, app) = (args.no_eval, args.app.as_deref());
     Ok(launch.become_program(server, |ready, variables| {
-        words(action, ready, variables, is_literal)
+        words(action, ready, variables, is_literal, app)
     })?)
 }
 
@@ -178,8 +179,9 @@ fn join(args: &Args, name: &OsStr, action: Action) -> Result<Infallible, Error> 
                 .collect()
         }
     };
-    let is_literal = args.no_eval;
-    let words = |ready: &Ready, variables: &Variables| words(action, ready, variables, is_literal);
+    let (is_literal, app) = (args.no_eval, args.app.as_deref());
+    let words =
+        |ready: &Ready, variables: &Variables| words(action, ready, variables, is_literal, app);
     let report = |error: container::Error| fatal(&error, error.hint());
     Ok(instance.become_program(environment, &directories, words, &report)?)
 }
@@ -235,10 +237,17 @@ fn words(
     ready: &Ready,
     variables: &Variables,
     is_literal: bool,
+    app: Option<&OsStr>,
 ) -> Result<Vec<OsString>, container::Error> {
     match action {
         Action::Exec(words) => Ok(words),
-        Action::Run(arguments) => run_words(arguments, ready, variables, is_literal),
+        Action::Run(arguments) => match app {
+            Some(app) => {
+                let script = app::runscript(app)?.into_os_string();
+                Ok([script].into_iter().chain(arguments).collect())
+            }
+            None => run_words(arguments, ready, variables, is_literal),
+        },
         Action::Instance(arguments) => {
             const SCRIPT: &str = "/.singularity.d/startscript";
             let mut words: Vec<OsString> = Vec::new();

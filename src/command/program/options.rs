@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -86,6 +87,9 @@ pub struct Args {
     /// The kind of network that --net makes
     #[arg(help_heading = APART, long, value_name = "KIND", value_parser = ["none"])]
     pub(super) network: Option<String>,
+    /// Ask these servers for names of machines, not those that the host asks: addresses separated by commas
+    #[arg(help_heading = APART, long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub(super) dns: Vec<IpAddr>,
     /// Be root in the container, with rights over nothing but your own files
     ///
     /// Other users and groups are there if the site gives you a range of them (/etc/subuid and /etc/subgid, by newuidmap and
@@ -101,6 +105,9 @@ pub struct Args {
     /// Set the variables in this file, NAME=VALUE on each line
     #[arg(help_heading = VARIABLES, long, value_name = "FILE")]
     pub(super) env_file: Option<PathBuf>,
+    /// Choose an app of the image (Scientific Filesystem): its variables and programs, and what `run` starts
+    #[arg(help_heading = VARIABLES, long, value_name = "NAME")]
+    pub(super) app: Option<OsString>,
     /// Take $ in values and arguments for a character like any other
     #[arg(help_heading = VARIABLES, long)]
     pub(super) no_eval: bool,
@@ -138,7 +145,7 @@ pub struct Args {
 
 impl Args {
     /// With what variables say, and what options imply.
-    pub(super) fn resolved(&self) -> Self {
+    pub(super) fn resolved(&self) -> Result<Self, Error> {
         let mut args = self.clone();
         for (flag, name) in [
             (&mut args.no_home, "NO_HOME"),
@@ -179,6 +186,10 @@ impl Args {
                 .filter_map(|name| name.into_string().ok()),
         );
         args.mount.extend(variable("MOUNT"));
+        args.app = args.app.or_else(|| variable("APP"));
+        if args.dns.is_empty() {
+            args.dns = addresses(variable("DNS"))?;
+        }
         args.containall |= args.compat;
         args.no_umask |= args.compat;
         args.no_eval |= args.compat;
@@ -188,12 +199,12 @@ impl Args {
         args.ipc |= args.containall;
         args.cleanenv |= args.containall;
         args.uts |= args.hostname.is_some();
-        args
+        Ok(args)
     }
 
     /// Whether the user is root inside.
     pub fn is_root_inside(&self) -> bool {
-        self.resolved().fakeroot
+        self.resolved().is_ok_and(|args| args.fakeroot)
     }
 
     pub(super) fn requested_binds(&self) -> Result<(Vec<BindRequest>, Vec<u8>), Error> {
@@ -233,6 +244,7 @@ impl Args {
             host_name: self.hostname.clone(),
             driver,
             devices,
+            name_servers: self.dns.clone(),
             directory: self.pwd.clone(),
         })
     }
@@ -264,6 +276,7 @@ impl Args {
             container: image.as_bytes().to_vec(),
             bind,
             command: action.verb().into(),
+            app: self.app.clone(),
         })
     }
 
@@ -306,6 +319,15 @@ fn listed(text: Option<OsString>) -> Vec<OsString> {
         .filter(|part| !part.is_empty())
         .map(|part| OsStr::from_bytes(part).to_owned())
         .collect()
+}
+
+/// Addresses in a variable.
+fn addresses(text: Option<OsString>) -> Result<Vec<IpAddr>, Error> {
+    let address = |text: OsString| {
+        let address = text.to_str().and_then(|text| text.trim().parse().ok());
+        address.ok_or_else(|| format!("--dns: {} is no address", text.display()).into())
+    };
+    listed(text).into_iter().map(address).collect()
 }
 
 /// `SOURCE[:TARGET]` of `--home`, both absolute.
