@@ -24,6 +24,7 @@ pub mod namespaces;
 
 pub mod binds;
 mod devices;
+pub mod outside;
 pub mod process;
 pub mod supervise;
 pub mod writable;

@@ -117,7 +117,7 @@ pub fn create(
 }
 
 /// The descriptors, at least one, that `make` gives in a copy of this process, which is gone then.
-fn in_another_process(
+pub(super) fn in_another_process(
     make: impl FnOnce() -> Result<Vec<OwnedFd>, Error>,
 ) -> Result<Vec<OwnedFd>, Error> {
     let (here, there) = wire::pair().map_err(|err| Error::system("socket pair", err))?;

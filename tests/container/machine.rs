@@ -310,6 +310,17 @@ impl Process {
             .collect()
     }
 
+    /// Its memory that no file is behind, in KiB.
+    pub fn resident_kibibytes(&self) -> u64 {
+        let pid = self.pid.as_raw_nonzero();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let number = line.unwrap().trim().trim_end_matches(" kB");
+        number.parse().unwrap()
+    }
+
     /// Sends SIGKILL.
     pub fn kill(&self) {
         rustix::process::pidfd_send_signal(&self.handle, Signal::KILL).unwrap();

@@ -14,6 +14,7 @@ mod hostile;
 mod leftovers;
 mod options;
 mod oracle;
+mod overlay;
 mod process;
 mod script;
 mod server;

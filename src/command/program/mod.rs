@@ -25,7 +25,7 @@ use crate::container::meeting::Group;
 use crate::container::namespaces::Privilege;
 use crate::container::plan::{self, Host, TargetKind};
 use crate::container::subids::Ranges;
-use crate::container::wire::Ready;
+use crate::container::wire::{Ready, Request};
 use crate::output::fatal;
 use crate::setting::{Context, Error, parsed, require_own};
 
@@ -99,6 +99,22 @@ fn start(
         true => Group::of_nobody_else()?,
         false => Group::of_caller(kind)?,
     };
+    let settings = serde_json::to_value(&context.settings)?;
+    let linger = match args.private {
+        true => Duration::ZERO,
+        false => Duration::from_secs(args.linger.into()),
+    };
+    let progress = context.output.progress();
+    let told = Told(progress);
+    let writable = args.writable(|file| {
+        let request = Request {
+            settings: settings.clone(),
+            image: file.into(),
+            targets: Vec::new(),
+            linger,
+        };
+        Ok(Server::tree(&group, serve::VERB, kind, request, &told)?)
+    })?;
     // It starts while this process finds out the rest.
     let server = Server::reach(&group, serve::VERB, kind)?;
     let mut identity = match args.fakeroot {
@@ -124,17 +140,13 @@ fn start(
     };
     let plan = plan::plan(&options, &host)?;
     let environment = args.environment(image, &action, plan.home.as_deref(), bind_text)?;
-    let progress = context.output.progress();
     let launch = Launch {
         identity: &identity,
         plan: &plan,
         environment,
-        settings: serde_json::to_value(&context.settings)?,
+        settings,
         image: reference.to_string().into(),
-        linger: match args.private {
-            true => Duration::ZERO,
-            false => Duration::from_secs(args.linger.into()),
-        },
+        linger,
         isolation: Isolation {
             processes: args.pid,
             communication: args.ipc,
@@ -142,12 +154,12 @@ fn start(
             host_name: args.hostname.clone(),
             network: args.net,
         },
-        writable: args.writable()?,
+        writable,
         umask: args.no_umask.then_some(0o022),
         starts_where_image_says: args.oci_defaults && args.pwd.is_none(),
         is_root_inside: args.fakeroot,
         detached,
-        hears: &Told(progress),
+        hears: &told,
         report: &|error| fatal(&error, error.hint()),
     };
     let (is_literal, app) = (args.no_eval, args.app.as_deref());

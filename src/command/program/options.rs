@@ -1,17 +1,22 @@
 //! What can be asked for: the options, what variables add to them, and what their texts mean.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use sifon_mount::source::is_image_file;
 
 use super::Action;
 use crate::command::gpu;
 use crate::container::bind::{self, BindRequest};
 use crate::container::environment::{self, Sources, Variables};
 use crate::container::plan::Options;
-use crate::container::writable::{Overlay, Writable};
+use crate::container::writable::{Overlay, Place, Writable};
 use crate::setting::Error;
 
 /// Headings of the help, in the order in which people look for options.
@@ -117,8 +122,11 @@ pub struct Args {
     /// Let the program write into the image; what it writes is in memory and gone with it
     #[arg(help_heading = WRITING, long)]
     pub(super) writable_tmpfs: bool,
-    /// Let the program write into the image, and keep what it writes in this directory [DIR:ro: show it, keep nothing]
-    #[arg(help_heading = WRITING, short, long, value_name = "DIR[:ro]")]
+    /// Let the program write into the image, and keep what it writes in this directory or ext3 file
+    ///
+    /// May be repeated; but one all must be read-only: PATH:ro, a SIF or a squashfs. The first is undermost. An ext3 file needs
+    /// the programs fuse2fs and fuse-overlayfs.
+    #[arg(help_heading = WRITING, short, long, value_name = "PATH[:ro]")]
     pub(super) overlay: Vec<OsString>,
     /// Show the host's NVIDIA driver: libraries, programs, devices
     #[arg(help_heading = GPU, long)]
@@ -280,17 +288,19 @@ impl Args {
         })
     }
 
-    pub(super) fn writable(&self) -> Result<Writable, Error> {
+    /// `opened` gives a mount of an image in a file.
+    pub(super) fn writable(
+        &self,
+        opened: impl Fn(&Path) -> Result<OwnedFd, Error>,
+    ) -> Result<Writable, Error> {
         let overlays = self
             .overlay
             .iter()
-            .map(|text| overlay(text))
+            .map(|text| overlay(text, &opened))
             .collect::<Result<Vec<_>, Error>>()?;
         let writable = overlays.iter().filter(|overlay| !overlay.is_read_only);
         if writable.count() > 1 {
-            return Err(
-                "--overlay: only one directory can be written to; add :ro to the others".into(),
-            );
+            return Err("--overlay: only one can be written to; add :ro to the others".into());
         }
         Ok(Writable {
             in_memory: self.writable_tmpfs,
@@ -358,31 +368,53 @@ fn work_directory(directory: &Path) -> Result<PathBuf, Error> {
     Ok(directory)
 }
 
-/// `DIR[:ro]` of `--overlay`, with the directories that Singularity makes in it.
-fn overlay(text: &OsStr) -> Result<Overlay, Error> {
+/// `PATH[:ro]` of `--overlay`; a directory with those in it that Singularity makes.
+fn overlay(
+    text: &OsStr,
+    opened: impl Fn(&Path) -> Result<OwnedFd, Error>,
+) -> Result<Overlay, Error> {
     let bytes = text.as_bytes();
     let (path, is_read_only) = match bytes.strip_suffix(b":ro") {
         Some(path) => (path, true),
         None => (bytes, false),
     };
-    let directory = std::path::absolute(OsStr::from_bytes(path))?;
-    let shown = directory.display();
-    if !directory.is_dir() {
-        return Err(format!(
-            "--overlay {shown}: no directory; images with overlays in them are not supported yet"
-        )
-        .into());
+    let path = std::path::absolute(OsStr::from_bytes(path))?;
+    let failed = |err: &dyn std::fmt::Display| format!("--overlay {}: {err}", path.display());
+    let kind = fs::metadata(&path).map_err(|err| failed(&err))?;
+    if kind.is_file() {
+        let (place, is_read_only) = match is_ext(&path).map_err(|err| failed(&err))? {
+            true => (Place::Ext(path), is_read_only),
+            false if is_image_file(&path) => (Place::Image(opened(&path)?), true),
+            false => {
+                let known = "neither a directory nor an image with ext3, squashfs or SIF in it";
+                return Err(failed(&known).into());
+            }
+        };
+        return Ok(Overlay {
+            place,
+            is_read_only,
+        });
     }
     if !is_read_only {
         for name in ["upper", "work"] {
-            fs::create_dir_all(directory.join(name))
-                .map_err(|err| format!("--overlay {shown}: {err}"))?;
+            fs::create_dir_all(path.join(name)).map_err(|err| failed(&err))?;
         }
     }
     Ok(Overlay {
-        directory,
+        place: Place::Directory(path),
         is_read_only,
     })
+}
+
+/// Whether a file holds a file system of the ext family: its superblock begins at 1024, and the magic number is at 56 of that
+/// (Documentation/filesystems/ext4/super.rst).
+fn is_ext(file: &Path) -> io::Result<bool> {
+    let mut magic = [0; 2];
+    match File::open(file)?.read_exact_at(&mut magic, 1024 + 56) {
+        Ok(()) => Ok(magic == [0x53, 0xef]),
+        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(err) => Err(err),
+    }
 }
 
 /// `NAME=VALUE`, several separated by commas; a piece without a name belongs to the value before it.
