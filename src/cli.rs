@@ -1,19 +1,19 @@
 //! The command line: what can be said, and which command does it.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use sifon_mount::image::open::Options;
 use sifon_mount::registry::{self, Credentials, Platform, Secret};
 use sifon_mount::store;
 
 use crate::command::{
-    build, cache, compact, complete, demo, exec, hint, index, inspect, instance, mount, profile,
-    ps, pull, push, registry as registries, run, serve, shell, sif, sign, stats, stop, umount,
-    verify,
+    build, cache, compact, complete, completion, demo, doctor, exec, hint, index, inspect,
+    instance, mount, profile, ps, pull, push, registry as registries, run, serve, shell, sif, sign,
+    stats, stop, umount, verify,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -77,6 +77,8 @@ enum Command {
     Stats(stats::Args),
     Profile(profile::Args),
     Cache(cache::Args),
+    Doctor(doctor::Args),
+    Completion(completion::Args),
 }
 
 /// What this program is when it has started itself: then its only argument is a hidden verb, and it hears the rest from
@@ -125,19 +127,6 @@ fn as_another_name() -> Option<ExitCode> {
     // Whoever closed stdout does not want it.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
     Some(ExitCode::SUCCESS)
-}
-
-/// The name in the first line of every SIF: the file, and what follows it, are what is to be run.
-const LAUNCHER: &str = "run-singularity";
-
-/// What the user has said, with the verb that the program's name stands for.
-fn said() -> Vec<OsString> {
-    let mut words: Vec<_> = std::env::args_os().collect();
-    let name = words.first().map(PathBuf::from);
-    if name.is_some_and(|name| name.file_name() == Some(LAUNCHER.as_ref())) {
-        words.insert(1, "run".into());
-    }
-    words
 }
 
 /// Options of every command.
@@ -297,6 +286,17 @@ fn numbers(variable: &str) -> Vec<u32> {
         .collect()
 }
 
+/// The command line. The first line of a SIF names `run-singularity`, so that the file can be started like a program; a program of that
+/// name runs the file that comes first.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if name == Some(OsStr::new("run-singularity")) {
+        arguments.insert(1, "run".into());
+    }
+    arguments
+}
+
 /// Does what the command line says; the status is Singularity's.
 pub fn main() -> ExitCode {
     if let Some(status) = as_helper() {
@@ -305,7 +305,7 @@ pub fn main() -> ExitCode {
     if let Some(status) = as_another_name() {
         return status;
     }
-    let cli = match Cli::try_parse_from(said()) {
+    let cli = match Cli::try_parse_from(arguments()) {
         Ok(cli) => cli,
         Err(err) => {
             // Fails only where the terminal is gone.
@@ -352,6 +352,8 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(&context, args),
         Command::Profile(args) => profile::run(&context, args),
         Command::Cache(args) => cache::run(&context, args),
+        Command::Doctor(args) => doctor::run(&context, args),
+        Command::Completion(args) => completion::run(Cli::command(), args),
     };
     done.unwrap_or_else(|err| {
         if output_kind(&*err) == Some(std::io::ErrorKind::BrokenPipe) {
@@ -369,4 +371,14 @@ fn output_kind(err: &(dyn std::error::Error + 'static)) -> Option<std::io::Error
     let json = err.downcast_ref::<serde_json::Error>();
     io.map(std::io::Error::kind)
         .or_else(|| json?.io_error_kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_options_of_a_command_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
 }

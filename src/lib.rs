@@ -12,6 +12,8 @@ pub mod signature;
 
 pub mod container;
 
+pub mod doctor;
+
 pub mod demo;
 
 pub mod command;

@@ -1,11 +1,14 @@
 //! What a user has set, resolved once: flags, then environment variables, then defaults.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
-use sifon_mount::image::open::{Description, OnProgress, Opened, Options, open};
+use sifon_mount::image::open::{Description, OnProgress, OnTop, Opened, Options, open_with};
 use sifon_mount::image::outlook::{Outlook, describe};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{self, Store};
@@ -55,20 +58,22 @@ impl Context {
 
     /// Opens an image; progress is shown on a terminal.
     pub fn open(&self, reference: &Reference) -> Result<Opened, Error> {
-        self.open_telling(reference, &self.output.progress())
+        self.open_telling(reference, &self.output.progress(), &|_, _| None)
     }
 
-    /// Opens an image; `progress` is told how far that is.
+    /// Opens an image with a layer of ours on top; `progress` is told how far that is.
     pub fn open_telling(
         &self,
         reference: &Reference,
         progress: &OnProgress,
+        on_top: &OnTop<'_>,
     ) -> Result<Opened, Error> {
-        Ok(open(
+        Ok(open_with(
             reference,
             &self.settings.open,
             self.store(),
             progress,
+            on_top,
         )?)
     }
 
@@ -80,7 +85,7 @@ impl Context {
 
 /// The image that a user means; its path, if it has one, no longer depends on the current directory.
 pub fn parsed(text: &OsStr) -> Result<Reference, Error> {
-    let is_file = || std::fs::metadata(text).is_ok_and(|found| found.is_file());
+    let is_file = || fs::metadata(text).is_ok_and(|found| found.is_file());
     let mut reference = match Reference::parse(text) {
         Err(_) if is_file() => Reference::File(text.into()),
         parsed => parsed?,
@@ -128,6 +133,23 @@ pub fn default_store() -> PathBuf {
         .or_else(home)
         .unwrap_or_else(std::env::temp_dir)
         .join("sifon")
+}
+
+/// Makes `directory` if need be; fails if it is a link, or somebody else's, or others can write there.
+pub fn require_own(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(directory)?;
+    let is_own = found.uid() == rustix::process::geteuid().as_raw();
+    if found.is_dir() && is_own && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!("{}: not this user's own directory", directory.display()),
+    ))
 }
 
 /// A number of bytes as people write it: `500M`, `10G`, `1.5T`, in powers of 1000, or plain.

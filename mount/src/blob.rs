@@ -1,4 +1,4 @@
-//! Bytes under a digest, wherever they lie: at a registry, in a layout, inside an archive.
+//! Bytes under a digest, wherever they lie: at a registry, in a layout, inside an archive, in memory.
 
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use lru::LruCache;
 use parking_lot::Mutex;
 
@@ -268,6 +268,53 @@ impl Blob for OfflineBlob {
 
     fn is_remote(&self) -> bool {
         true
+    }
+}
+
+/// A blob that is made here, and in memory.
+pub struct MemoryBlob {
+    digest: Digest,
+    bytes: Bytes,
+}
+
+impl MemoryBlob {
+    /// With these bytes, under their own digest.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Self {
+            digest: Digest::of(&bytes),
+            bytes,
+        }
+    }
+}
+
+impl Blob for MemoryBlob {
+    fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read(&self, at: PackedOffset, len: usize, _: Instant) -> Result<Bytes, BlobError> {
+        let from = usize::try_from(at.0).unwrap_or(usize::MAX);
+        let range = from..from.saturating_add(len);
+        if self.bytes.get(range.clone()).is_none() {
+            return Err(BlobError::Wrong {
+                object: format!("blob {}", self.digest),
+                problem: format!("it has {} bytes, none at {}", self.bytes.len(), at.0),
+            });
+        }
+        Ok(self.bytes.slice(range))
+    }
+
+    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+        Ok(Box::new(self.bytes.clone().reader()))
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 }
 

@@ -4,8 +4,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+use sifon_mount::sys::answer::answer_of;
 
 use crate::container::bind::BindRequest;
+
+/// Longest that `ldconfig -p` may take: it reads one file.
+const LDCONFIG_LIMIT: Duration = Duration::from_secs(10);
 
 /// A make of graphics processors.
 pub struct Driver {
@@ -115,11 +121,17 @@ pub const ROCM: Driver = Driver {
 impl Driver {
     /// What is shown of the host. A warning, if there are no libraries.
     pub fn binds(&self) -> Vec<BindRequest> {
-        let listed = Command::new("ldconfig")
+        let mut ldconfig = Command::new("ldconfig");
+        ldconfig
             .arg("-p")
-            .env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin")
-            .output();
-        let listed = listed.map(|output| output.stdout).unwrap_or_default();
+            .env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin");
+        let listed = match answer_of(&mut ldconfig, b"", Instant::now() + LDCONFIG_LIMIT) {
+            Ok((_, listed)) => listed,
+            Err(err) => {
+                tracing::warn!("ldconfig -p, for the {} driver: {err}", self.name);
+                Vec::new()
+            }
+        };
         let libraries = self.libraries_in(&listed);
         if libraries.is_empty() {
             tracing::warn!("Could not find any {} files on this host!", self.name);

@@ -145,7 +145,7 @@ fn start(
             name.display()
         )
     })?;
-    let register = register();
+    let register = register()?;
     if register.find(name).is_some() {
         return Err(format!("instance {name} already exists").into());
     }
@@ -218,19 +218,19 @@ fn begun(socket: OwnedFd) -> Result<Option<(i32, wire::Ready)>, Error> {
 }
 
 /// Those that a name or the beginning of names means.
-fn chosen(pattern: Option<&str>) -> Vec<Instance> {
-    let mut instances = register().all();
+fn chosen(pattern: Option<&str>) -> Result<Vec<Instance>, Error> {
+    let mut instances = register()?.all();
     if let Some(pattern) = pattern {
         instances.retain(|instance| match pattern.strip_suffix('*') {
             Some(start) => instance.name.starts_with(start),
             None => instance.name == pattern,
         });
     }
-    instances
+    Ok(instances)
 }
 
 fn list(args: &ListArgs) -> Result<ExitCode, Error> {
-    let instances = chosen(args.name.as_deref());
+    let instances = chosen(args.name.as_deref())?;
     let mut text = String::new();
     if args.json {
         let listed: Vec<_> = instances
@@ -267,12 +267,12 @@ fn list(args: &ListArgs) -> Result<ExitCode, Error> {
 }
 
 fn stop(args: &StopArgs) -> Result<ExitCode, Error> {
-    let instances = chosen(args.name.as_deref());
+    let instances = chosen(args.name.as_deref())?;
     if instances.is_empty() && !args.all {
         let name = args.name.as_deref().unwrap_or_default();
         return Err(format!("no instance found with name {name}").into());
     }
-    let register = register();
+    let register = register()?;
     for instance in instances {
         tracing::info!(
             "Stopping {} instance of {} (PID={})",
@@ -294,7 +294,7 @@ fn stop(args: &StopArgs) -> Result<ExitCode, Error> {
 }
 
 fn stats(args: &StatsArgs) -> Result<ExitCode, Error> {
-    let instance = register()
+    let instance = register()?
         .find(&args.name)
         .ok_or_else(|| format!("no instance found with name {}", args.name))?;
     let usage = Usage::of(instance.pid)?;

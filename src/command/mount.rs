@@ -1,15 +1,19 @@
 //! `sifon mount`: an image on a directory.
 
+use std::cell::Cell;
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sifon_mount::daemon::{self, Announcer, LaunchError, Mount, MountError, Options, Stop, Target};
 use sifon_mount::fuse::View;
+use sifon_mount::image::Image;
 use sifon_mount::image::history::{History, Plan, Teller};
-use sifon_mount::image::open::{OnProgress, Opened, Progress};
+use sifon_mount::image::open::{Description, OnProgress, Opened, Progress};
 use sifon_mount::image::prometheus;
 use sifon_mount::reference::Reference;
 use sifon_mount::store::Lease;
@@ -17,6 +21,8 @@ use sifon_mount::sys::mount::FuseOptions;
 
 use super::stats;
 use crate::output::bytes;
+use crate::pack;
+use crate::pack::singularity::Origin;
 use crate::setting::{Context, Error, Settings, parsed};
 
 /// Show an image as a directory
@@ -52,6 +58,9 @@ struct Extras {
     /// Serve numbers for Prometheus on this port of the loopback address
     #[arg(long, value_name = "PORT")]
     metrics: Option<u16>,
+    /// Show /.singularity.d too, so that `apptainer exec DIR` takes the directory for a container
+    #[arg(long)]
+    singularity: bool,
 }
 
 /// What the process in the background is asked to do.
@@ -78,7 +87,12 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     Target::look(&args.directory)?;
     if args.foreground {
         let stop = Stop::on_signals()?;
-        let opened = context.open(&reference)?;
+        let opened = opened(
+            context,
+            &reference,
+            &args.extras,
+            &context.output.progress(),
+        )?;
         let how = How {
             directory: &args.directory,
             allow_other: args.allow_other,
@@ -125,13 +139,47 @@ fn started(request: Request, announcer: &Announcer, stop: Stop) -> Result<(Mount
     let reference = parsed(&request.image)?;
     let told = announcer.clone();
     let progress: OnProgress = Arc::new(move |step| told.progress(&step));
-    let opened = context.open_telling(&reference, &progress)?;
+    let opened = opened(&context, &reference, &request.extras, &progress)?;
     let how = How {
         directory: &request.directory,
         allow_other: request.allow_other,
         extras: &request.extras,
     };
     mounted(opened, &reference, how, &context, stop)
+}
+
+fn opened(
+    context: &Context,
+    reference: &Reference,
+    extras: &Extras,
+    progress: &OnProgress,
+) -> Result<Opened, Error> {
+    if !extras.singularity {
+        return context.open_telling(reference, progress, &|_, _| None);
+    }
+    let timeout = context.settings.open.registry.timeout;
+    let refused = Cell::new(None);
+    let opened = context.open_telling(reference, progress, &|image, description| {
+        singularitys_layer(image, description, reference, timeout).unwrap_or_else(|err| {
+            refused.set(Some(err));
+            None
+        })
+    })?;
+    match refused.into_inner() {
+        Some(err) => Err(format!("{reference}: --singularity: {err}").into()),
+        None => Ok(opened),
+    }
+}
+
+/// What is laid on top of an image so that Singularity takes it for one of its own; none if it is.
+pub(super) fn singularitys_layer(
+    image: &Image,
+    description: &Description,
+    reference: &Reference,
+    timeout: Duration,
+) -> io::Result<Option<Vec<u8>>> {
+    let origin = Origin::of(&reference.to_string()).with_manifest(description.manifest_digest);
+    pack::layer::layer(image, &description.config, &origin, timeout)
 }
 
 /// What lives as long as a mount: the record of what is read, and what keeps the image in the store.

@@ -1,35 +1,41 @@
 //! The process that shows images to programs; see [`crate::container::server`].
 
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Weak};
 
+use sifon_mount::image::Image;
 use sifon_mount::image::history::{History, Plan};
-use sifon_mount::image::open::{OnProgress, identify, open};
+use sifon_mount::image::open::{Description, OnProgress, identify, open_with};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
 
+use super::mount::singularitys_layer;
 use crate::container::client::KIND;
 use crate::container::environment::Variables;
 use crate::container::images::{Images, Opening, Refusal, Shown};
 use crate::container::meeting::Group;
 use crate::container::scripts;
-use crate::container::server::{self, Serving};
+use crate::container::server::{self, Inside, Serving};
 use crate::container::wire::{Ready, Request};
 use crate::output::{Lines, Output, Verbosity};
-use crate::setting::{Error, Settings, environment};
+use crate::setting::{Error, Settings, environment, require_own};
 
 /// The hidden verb of this process.
 pub const VERB: &str = "serve-images";
 
-/// The kind of server in whose user namespace the caller is root.
+/// The kind of server in whose user namespace the caller is root, and alone.
 pub const ROOT_INSIDE: &str = "root";
+
+/// The kind in whose user namespace the caller is root, with numbers for other users.
+pub const ROOT_AND_OTHERS: &str = "root and others";
 
 /// A log longer than this begins anew.
 const LOG_BYTES_LIMIT: u64 = 1 << 20;
@@ -64,7 +70,11 @@ fn serve(listener: UnixListener) -> io::Result<()> {
         images: Box::new(images),
         log,
         job: group.job,
-        is_root_inside: kind == ROOT_INSIDE,
+        inside: match kind.as_str() {
+            ROOT_INSIDE => Inside::Root,
+            ROOT_AND_OTHERS => Inside::RootAndOthers,
+            _ => Inside::Caller,
+        },
     };
     server::serve(listener, serving)
 }
@@ -101,7 +111,17 @@ impl StoredImages {
         let reference = Reference::parse(&request.image)?;
         let told = Arc::clone(opening);
         let progress: OnProgress = Arc::new(move |step| told.step(&step));
-        let opened = open(&reference, &settings.open, &store, &progress)?;
+        let has_own_scripts = Cell::new(false);
+        let timeout = settings.open.registry.timeout;
+        let on_top = |image: &Image, description: &Description| {
+            let top = singularitys_layer(image, description, &reference, timeout);
+            has_own_scripts.set(matches!(top, Ok(None)));
+            top.unwrap_or_else(|err| {
+                tracing::warn!("{reference}: /.singularity.d is left out: {err}");
+                None
+            })
+        };
+        let opened = open_with(&reference, &settings.open, &store, &progress, &on_top)?;
         let plan = Plan {
             uses_profile: !settings.open.no_profile,
             completes: false,
@@ -112,7 +132,6 @@ impl StoredImages {
         let lines = config.env.iter();
         let mut environment: Variables = lines.filter_map(|line| split(line.as_bytes())).collect();
         if reference.is_file_system() {
-            let timeout = settings.open.registry.timeout;
             environment = scripts::of_image(&opened.image, environment, timeout);
         }
         let about = Ready {
@@ -122,10 +141,11 @@ impl StoredImages {
             command: bytes(&config.cmd),
             working_directory: config.working_dir.clone().into_bytes(),
             user: config.user.clone().into_bytes(),
+            has_own_scripts: has_own_scripts.get(),
         };
         Ok(Shown {
             image: Arc::clone(&opened.image),
-            timeout: settings.open.registry.timeout,
+            timeout,
             digest: opened.description.manifest_digest.to_string(),
             about,
             kept: Box::new((history, opened.lease, store)),
@@ -236,25 +256,9 @@ fn log_directory() -> Option<PathBuf> {
     Some(login.unwrap_or_else(|| PathBuf::from(format!("/tmp/sifon-{uid}"))))
 }
 
-/// Makes `directory` if need be; fails if it is a link, or somebody else's, or others can write there.
-fn require_own(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(directory) {
-        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
-        _ => {}
-    }
-    let found = fs::symlink_metadata(directory)?;
-    let is_own = found.uid() == rustix::process::geteuid().as_raw();
-    if found.is_dir() && is_own && found.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!("{}: not this user's own directory", directory.display()),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

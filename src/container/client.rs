@@ -1,9 +1,10 @@
 //! The side of a program's own process in talking to its server.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::clients::own_mount_namespace;
 use super::error::Error;
 use super::meeting::{Group, Met};
 use super::namespaces::{self, Joinable, Privilege};
+use super::outside;
 use super::wire::{self, Ask, Joined, MountedHere, Ready, Reply, Request, Status};
 
 /// How long a server may take to say a word to a new client: it has a thread that does nothing else.
@@ -158,6 +160,27 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// A mount of an image that the server of `group` shows, attached nowhere. The image is there as long as the mount.
+    pub fn tree(
+        group: &Group,
+        verb: &str,
+        kind: &str,
+        request: Request,
+        hears: &dyn Hears,
+    ) -> Result<OwnedFd, Error> {
+        let made = namespaces::in_another_process(|| {
+            let server = Self::reach(group, verb, kind)?;
+            let (_, joinable, joining) = server.ask(request, Privilege::of_caller(), hears)?;
+            let image = namespaces::join(joinable)?;
+            joining.done()?;
+            let path = format!("/proc/self/fd/{}", image.as_raw_fd());
+            Ok(vec![outside::tree(Path::new(&path))?])
+        })?;
+        let mut made = made.into_iter();
+        made.next()
+            .ok_or_else(|| Error::Refused("the images' server sent no mount".into()))
     }
 
     /// What it shows; none if it left meanwhile.

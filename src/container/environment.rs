@@ -5,6 +5,8 @@
 //! stand for the container's variables, other shell syntax for itself.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 
 /// A list of variables; names and values are bytes, as the kernel passes them.
 pub type Variables = Vec<(Vec<u8>, Vec<u8>)>;
@@ -71,6 +73,8 @@ pub struct Sources {
     pub bind: Vec<u8>,
     /// The verb: `exec`.
     pub command: Vec<u8>,
+    /// `--app`: an app of the image.
+    pub app: Option<OsString>,
 }
 
 /// The environment that the program gets.
@@ -195,6 +199,7 @@ fn add_libraries(variables: &mut Map) {
 
 /// What scripts test for to know that they run in a container, and in which.
 fn add_facts(variables: &mut Map, sources: &Sources) {
+    let app = sources.app.as_deref().unwrap_or_default().as_bytes();
     for prefix in ["APPTAINER", "SINGULARITY"] {
         for (suffix, value) in [
             ("NAME", sources.name.as_slice()),
@@ -202,7 +207,7 @@ fn add_facts(variables: &mut Map, sources: &Sources) {
             ("BIND", &sources.bind),
             ("COMMAND", &sources.command),
             ("ENVIRONMENT", b"/.singularity.d/env/91-environment.sh"),
-            ("APPNAME", b""),
+            ("APPNAME", app),
         ] {
             variables.insert(format!("{prefix}_{suffix}").into_bytes(), value.to_vec());
         }

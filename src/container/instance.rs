@@ -17,6 +17,7 @@ use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
 use sifon_mount::sys::process as processes;
 
+use super::app;
 use super::environment::{self, Sources, Variables};
 use super::error::Error;
 use super::namespaces::Privilege;
@@ -168,7 +169,7 @@ impl Instance {
                 let directory = process::enter_directory(directories)?;
                 process::drop_privileges(privilege, self.is_root_inside)?;
                 let sources = Sources {
-                    image: self.about.environment.clone(),
+                    image: app::environment(environment.app.as_deref(), &self.about.environment)?,
                     ..environment
                 };
                 let mut variables = environment::variables(&sources);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::fs::Mode;
 use sifon_mount::sys::namespace::{self, Parts};
 
+use super::app;
 use super::binds;
 use super::client::{Hears, Server};
 use super::environment::{self, Sources, Variables};
@@ -95,6 +96,7 @@ impl Launch<'_> {
         };
         self.isolation.begin()?;
         let report = self.report;
+        let stays = self.detached.is_some();
         match self.isolation.processes {
             true => {
                 let detached = match &self.detached {
@@ -109,7 +111,7 @@ impl Launch<'_> {
                     None => Ok(()),
                 };
                 let inside = || self.inside(privilege, &ready, &image, words);
-                supervise::supervised(inside, report, &begun)
+                supervise::supervised(inside, stays, report, &begun)
             }
             false => self.inside(privilege, &ready, &image, words),
         }
@@ -136,7 +138,7 @@ impl Launch<'_> {
             rustix::process::umask(Mode::from_raw_mode(umask));
         }
         let sources = Sources {
-            image: ready.environment.clone(),
+            image: app::environment(self.environment.app.as_deref(), &ready.environment)?,
             ..self.environment
         };
         let mut variables = environment::variables(&sources);

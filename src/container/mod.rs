@@ -13,6 +13,9 @@ pub mod environment;
 pub mod identity;
 pub mod scripts;
 
+pub mod app;
+pub mod subids;
+
 pub mod plan;
 
 pub mod wire;
@@ -21,6 +24,7 @@ pub mod namespaces;
 
 pub mod binds;
 mod devices;
+pub mod outside;
 pub mod process;
 pub mod supervise;
 pub mod writable;
@@ -39,4 +43,4 @@ pub mod instance;
 
 pub mod launch;
 
-pub use error::Error;
+pub use error::{Error, in_one_line};

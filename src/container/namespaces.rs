@@ -20,6 +20,7 @@ use sifon_mount::sys::mount::FuseOptions;
 use sifon_mount::sys::{namespace, process};
 
 use super::error::Error;
+use super::subids::Ranges;
 use super::wire;
 
 /// Longest that the process which makes namespaces may take: it makes some twenty system calls.
@@ -116,7 +117,7 @@ pub fn create(
 }
 
 /// The descriptors, at least one, that `make` gives in a copy of this process, which is gone then.
-fn in_another_process(
+pub(super) fn in_another_process(
     make: impl FnOnce() -> Result<Vec<OwnedFd>, Error>,
 ) -> Result<Vec<OwnedFd>, Error> {
     let (here, there) = wire::pair().map_err(|err| Error::system("socket pair", err))?;
@@ -161,6 +162,41 @@ pub fn new_user_namespace(
             Ok(made.into_iter().next())
         }
     }
+}
+
+/// A new user namespace in which the caller is root, and the numbers of `ranges` follow. The programs that the site has for this make
+/// the map, from outside. This process stays in its own, and must have a single thread.
+pub fn new_user_namespace_with(ranges: &Ranges) -> Result<OwnedFd, Error> {
+    let failed = |err: io::Error| Error::system("user namespace with a range of numbers", err);
+    let (here, there) = wire::pair().map_err(failed)?;
+    let limit = Some(CREATION_LIMIT);
+    rustix::net::sockopt::set_socket_timeout(&here, rustix::net::sockopt::Timeout::Recv, limit)
+        .map_err(|err| failed(err.into()))?;
+    let child = process::fork(|| {
+        let made = namespace::unshare_user().map_err(|err| forbidden("new user namespace", err));
+        let failure = made.as_ref().err().map(Failure::from);
+        let told = wire::send(there.as_fd(), &failure, &[]);
+        // Until the other end has what it needs, or is gone.
+        let _ = wire::receive::<Option<Failure>>(there.as_fd());
+        u8::from(made.is_err() || told.is_err())
+    })
+    .map_err(failed)?;
+    let received = wire::receive::<Option<Failure>>(here.as_fd());
+    let made = match received.map_err(failed) {
+        Ok(Some((None, _))) => ranges
+            .map(child)
+            .map_err(failed)
+            .and_then(|()| namespace_file(&format!("/proc/{}/ns/user", child.as_raw_nonzero()))),
+        Ok(Some((Some(failure), _))) => Err(failure.into()),
+        Ok(None) => Err(Error::Refused(
+            "user namespace: the process that makes it died".into(),
+        )),
+        Err(err) => Err(err),
+    };
+    // It hears that by the end of the connection.
+    let _ = rustix::net::shutdown(&here, rustix::net::Shutdown::Both);
+    let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
+    made
 }
 
 /// Enters `user`, if there is one, and there a new mount namespace, and lets `mount` put a file system on top of its root directory.
@@ -308,14 +344,14 @@ fn hint(setting: impl Fn(&str) -> Option<String>) -> String {
         "the sysctl kernel.unprivileged_userns_clone is 0: the administrator can set it to 1"
     } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
         "AppArmor restricts user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns is 1): \
-         the administrator can add a profile with `userns,` for this program, or set it to 0"
+         the administrator can install the profile that `sifon doctor --apparmor-profile` prints"
     } else {
         "user namespaces may be forbidden here (container, seccomp or security module), or used up \
          (sysctl user.max_user_namespaces)"
     };
     format!(
-        "{cause}; without them `sifon mount` shows images through fusermount3, and `sifon compact` \
-         makes a SIF for an Apptainer that the site has installed"
+        "{cause}; without them `sifon mount` shows images through fusermount3, and `sifon pull` \
+         makes a SIF for an Apptainer that the site has installed; `sifon doctor` says more"
     )
 }
 

@@ -1,5 +1,6 @@
 //! What a program will see of the host, decided before anything is done: a value.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::bind::BindRequest;
@@ -40,6 +41,8 @@ pub struct Options {
     pub driver: Vec<BindRequest>,
     /// Devices that are there even if the container has its own, below /dev.
     pub devices: Vec<PathBuf>,
+    /// `--dns`: who is asked for names, in place of what the host asks.
+    pub name_servers: Vec<IpAddr>,
     /// `--pwd`: where the program starts; must exist in the container.
     pub directory: Option<PathBuf>,
 }
@@ -240,7 +243,21 @@ fn temporary(options: &Options, host: &Host<'_>) -> Vec<Bind> {
 
 /// The machine's name and how it finds others.
 fn resolver(options: &Options, host: &Host<'_>) -> Vec<Bind> {
-    let mut binds: Vec<Bind> = optional(host, "/etc/resolv.conf").into_iter().collect();
+    const RESOLV_CONF: &str = "/etc/resolv.conf";
+    let mut binds: Vec<Bind> = match options.name_servers.as_slice() {
+        [] => optional(host, RESOLV_CONF).into_iter().collect(),
+        servers => {
+            let lines = servers
+                .iter()
+                .map(|server| format!("nameserver {server}\n"));
+            let text = lines.collect::<String>().into_bytes();
+            vec![Bind {
+                is_required: true,
+                if_missing: IfMissing::Add,
+                ..identity_file(Source::Text(text), RESOLV_CONF)
+            }]
+        }
+    };
     if let Some(name) = &options.host_name {
         let text = format!("{name}\n").into_bytes();
         binds.push(Bind {

@@ -24,6 +24,7 @@ use super::error::Error;
 use super::images::{Images, Opening, Outcome, Refusal, Shown, Teller};
 use super::meeting;
 use super::namespaces::{self, Joinable, Privilege};
+use super::subids::Ranges;
 use super::targets;
 use super::wire::{
     self, Ask, ImageStatus, Joined, MountedHere, Placed, Ready, Reply, Request, Status,
@@ -46,8 +47,19 @@ pub struct Serving {
     pub log: Option<PathBuf>,
     /// Whose images they are, for people.
     pub job: String,
-    /// Whether the user is root in the user namespace.
-    pub is_root_inside: bool,
+    /// Who the user is in the user namespace.
+    pub inside: Inside,
+}
+
+/// Who the user is in a server's user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inside {
+    /// Who they are outside.
+    Caller,
+    /// Root, and nobody else is there.
+    Root,
+    /// Root, with the numbers that the site gives the user for others.
+    RootAndOthers,
 }
 
 struct Server {
@@ -127,11 +139,14 @@ pub fn begin() -> io::Result<UnixListener> {
 pub fn serve(listener: UnixListener, serving: Serving) -> io::Result<()> {
     let privilege = Privilege::of_caller();
     // While there is one thread.
-    let inside = match serving.is_root_inside {
-        true => (0, 0),
-        false => namespaces::own_numbers(),
+    let inside = match serving.inside {
+        Inside::Root | Inside::RootAndOthers => (0, 0),
+        Inside::Caller => namespaces::own_numbers(),
     };
-    let user = namespaces::new_user_namespace(privilege, inside);
+    let user = match (privilege, serving.inside) {
+        (Privilege::User, Inside::RootAndOthers) => with_others(),
+        _ => namespaces::new_user_namespace(privilege, inside),
+    };
     let (wake, waker) = rustix::pipe::pipe_with(
         rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
     )?;
@@ -156,6 +171,12 @@ pub fn serve(listener: UnixListener, serving: Serving) -> io::Result<()> {
         }
         server.wait(&wake, &listener, wait)?;
     }
+}
+
+/// A user namespace with all numbers that the site gives the user.
+fn with_others() -> Result<Option<OwnedFd>, Error> {
+    let ranges = Ranges::of_caller().map_err(|err| Error::Refused(err.to_string()))?;
+    namespaces::new_user_namespace_with(&ranges).map(Some)
 }
 
 /// How long the first thread may do nothing.

@@ -10,17 +10,19 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use sifon_mount::sys::process;
+use sifon_mount::sys::process::fork;
 use sifon_mount::sys::signal::{self, Signals};
 
 use super::error::Error;
+use super::process;
 
 /// Runs `program`, which becomes one, as a process of a new process namespace, for which this process has called unshare(2), and
-/// ends as it does. `report` prints why `program` returned; `begun` is called in each process that stays
-/// above the program: in this one with the number of the other. Returns only if no process can be made; this one must have a
-/// single thread.
+/// ends as it does; where it `stays`, not if that is a success, but when a signal comes. `report` prints why `program`
+/// returned; `begun` is called in each process that stays above the program: in this one with the number of the other. Returns
+/// only if no process can be made; this one must have a single thread.
 pub fn supervised(
     program: impl FnOnce() -> Result<Infallible, Error>,
+    stays: bool,
     report: &dyn Fn(Error),
     begun: &dyn Fn(Option<Pid>) -> Result<(), Error>,
 ) -> Result<Infallible, Error> {
@@ -31,8 +33,8 @@ pub fn supervised(
         (write, read)
     };
     let signals = Signals::to_pass_on().map_err(failed)?;
-    let first = process::fork(
-        || match first_process(program, report, begun, &signals, &tell) {
+    let first = fork(
+        || match first_process(program, stays, report, begun, &signals, &tell) {
             Ok(()) => 0,
             Err(err) => {
                 report(failed(err));
@@ -64,7 +66,7 @@ fn released(
     program: impl FnOnce() -> Result<Infallible, Error>,
     report: &dyn Fn(Error),
 ) -> io::Result<Pid> {
-    process::fork(|| {
+    fork(|| {
         let released = rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(io::Error::from)
             .and_then(|()| signal::release())
@@ -82,6 +84,7 @@ fn released(
 /// The namespace's first process: starts the program, and sees to its orphans until it has ended.
 fn first_process(
     program: impl FnOnce() -> Result<Infallible, Error>,
+    stays: bool,
     report: &dyn Fn(Error),
     begun: &dyn Fn(Option<Pid>) -> Result<(), Error>,
     signals: &Signals,
@@ -93,7 +96,12 @@ fn first_process(
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
     let program = released(program, report)?;
     begun(None).map_err(io::Error::other)?;
-    let status = pass_signals_until_the_end(signals, program)?;
+    let mut status = pass_signals_until_the_end(signals, program)?;
+    if stays && status.exit_status() == Some(0) {
+        // Those that it started go on, and others can join.
+        let waiting = released(|| Err(process::wait_for_a_signal()), report)?;
+        status = pass_signals_until_the_end(signals, waiting)?;
+    }
     let end = End::of(status);
     rustix::io::write(tell, &[u8::from(end.is_signal), end.number])?;
     Ok(())

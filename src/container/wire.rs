@@ -140,6 +140,9 @@ pub struct Ready {
     pub working_directory: Vec<u8>,
     /// `User`.
     pub user: Vec<u8>,
+    /// Whether the image is a file of Singularity's and brings scripts, in place of what a configuration says.
+    #[serde(default)]
+    pub has_own_scripts: bool,
 }
 
 /// Where a target of a bind lies in the image.

@@ -12,22 +12,35 @@ use rustix::mount::MountFlags;
 use sifon_mount::sys::mountinfo;
 
 use super::error::Error;
+use super::outside::{self, Upper};
+use super::subids::found;
 
-/// A directory over an image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is put over an image.
+#[derive(Debug)]
 pub struct Overlay {
-    /// With `upper` and `work` in it, as Singularity makes them.
-    pub directory: PathBuf,
+    /// What it is.
+    pub place: Place,
     /// Whether it is only read.
     pub is_read_only: bool,
 }
 
+/// Where an overlay's files are.
+#[derive(Debug)]
+pub enum Place {
+    /// In `upper` in a directory, with `work` beside it, as Singularity makes them.
+    Directory(PathBuf),
+    /// The same in a file system of the ext family, in this file.
+    Ext(PathBuf),
+    /// In a SIF or squashfs: a mount of it, attached nowhere.
+    Image(OwnedFd),
+}
+
 /// Where writes into the image go.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Writable {
     /// `--writable-tmpfs`: into memory, gone with the program.
     pub in_memory: bool,
-    /// `--overlay`, the first one undermost; at most one is not read-only, the last one.
+    /// `--overlay`, the first one undermost; at most one is not read-only.
     pub overlays: Vec<Overlay>,
 }
 
@@ -56,20 +69,58 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
     let stage = place_in(image).map_err(failed)?;
     let mut lower = vec![PathBuf::from(path_of(image))];
     let mut upper = None;
-    for overlay in &writable.overlays {
-        let of = |name: &str| overlay.directory.join(name);
-        match overlay.is_read_only {
-            true => lower.insert(0, of("upper")),
-            false => upper = Some((of("upper"), of("work"))),
+    for (number, overlay) in writable.overlays.iter().enumerate() {
+        match (&overlay.place, overlay.is_read_only) {
+            (Place::Directory(path), true) => lower.insert(0, path.join("upper")),
+            (Place::Directory(path), false) => upper = Some(Upper::Directory(path)),
+            (Place::Ext(file), true) => {
+                let place = directory(&stage, &format!("overlay-{number}"))?;
+                outside::attach(&outside::ext(file)?, &place)?;
+                lower.insert(0, place.join("upper"));
+            }
+            (Place::Ext(file), false) => upper = Some(Upper::Ext(file)),
+            (Place::Image(tree), _) => {
+                let place = directory(&stage, &format!("overlay-{number}"))?;
+                outside::attach(tree, &place)?;
+                lower.insert(0, place);
+            }
         }
     }
+    let memory = Path::new(&path_of(&stage)).join("memory");
     if upper.is_none() && writable.in_memory {
-        upper = Some((directory(&stage, "upper")?, directory(&stage, "work")?));
+        for name in ["memory", "memory/upper", "memory/work"] {
+            directory(&stage, name)?;
+        }
+        upper = Some(Upper::Directory(&memory));
     }
     let merged = directory(&stage, "merged")?;
-    mount_overlay(&lower, upper.as_ref(), &merged)?;
+    show(&lower, upper.as_ref(), &merged)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(&stage, "merged", flags, Mode::empty()).map_err(failed)
+}
+
+/// By the kernel where it can, else by fuse-overlayfs where that is installed.
+fn show(lower: &[PathBuf], upper: Option<&Upper<'_>>, merged: &Path) -> Result<(), Error> {
+    let refused = match upper {
+        None => return mount_overlay(lower, None, merged),
+        // The kernel writes to no file system that a program serves.
+        Some(Upper::Ext(_)) => None,
+        Some(Upper::Directory(path)) => {
+            let writes = (path.join("upper"), path.join("work"));
+            match mount_overlay(lower, Some(&writes), merged) {
+                Ok(()) => return Ok(()),
+                Err(error) => Some(error),
+            }
+        }
+    };
+    if let Some(error) = refused {
+        if found("fuse-overlayfs").is_none() {
+            return Err(error);
+        }
+        tracing::debug!("{}; fuse-overlayfs is asked", error.in_one_line());
+    }
+    let upper = upper.expect("without one, all was done above");
+    outside::attach(&outside::overlay(lower, upper)?, merged)
 }
 
 fn mount_overlay(

@@ -9,6 +9,7 @@ pub mod date;
 pub mod directory;
 mod hidden;
 pub mod image;
+pub mod layer;
 pub mod layout;
 pub mod node;
 mod place;

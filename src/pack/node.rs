@@ -250,6 +250,23 @@ impl<'a> Contents<'a> {
         }
     }
 
+    /// What is added, in the order of [`Source::nodes`]: without directories that the image has.
+    pub fn additions(&self) -> impl Iterator<Item = io::Result<&Addition>> + '_ {
+        let is_new = |addition: &Addition| match addition.kind {
+            AdditionKind::Directory => {
+                Ok(self.source.standing(&addition.path)? != Some(Standing::Directory))
+            }
+            AdditionKind::File(_) | AdditionKind::Symlink(_) => Ok(true),
+        };
+        self.additions
+            .iter()
+            .filter_map(move |addition| match is_new(addition) {
+                Ok(true) => Some(Ok(addition)),
+                Ok(false) => None,
+                Err(err) => Some(Err(err)),
+            })
+    }
+
     /// Every name, in the order of [`Source::nodes`].
     pub fn nodes(&self) -> impl Iterator<Item = io::Result<PackNode>> + '_ {
         Merged {

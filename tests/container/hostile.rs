@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::image::ImageBuilder;
-use crate::machine::machines;
+use crate::machine::{complaint, machines};
 
 /// Everything below `directory`, with what files contain.
 fn snapshot(directory: &Path) -> Vec<(String, Vec<u8>)> {
@@ -151,5 +151,160 @@ fn setuid_programs_and_devices_of_an_image_give_nobody_rights() {
         assert!(said.contains("NoNewPrivs:\t1"), "{said}");
         assert!(said.contains("CapEff:\t0000000000000000"), "{said}");
         assert!(said.ends_with(&uid.to_string()), "{said}");
+    }
+}
+
+/// What no archive of an honest builder has: each must be harmless, whether or not it is shown.
+#[test]
+fn devices_odd_names_and_setuid_files_of_an_image_change_nothing_on_the_host() {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    // The host's memory, its first disk, and its null device, all for everybody.
+    image.device("dev/mem", tar::EntryType::Char, (1, 1));
+    image.device("disk", tar::EntryType::Block, (8, 0));
+    image.device("null", tar::EntryType::Char, (1, 3));
+    image.device("etc/resolv.conf", tar::EntryType::Char, (1, 3));
+    image.device("etc/passwd", tar::EntryType::Char, (1, 5));
+    let busybox = fs::read("/bin/busybox").unwrap();
+    image.file("bin/busybox-root", &busybox, 0o6755);
+    image.file("odd/a\nb", b"newline", 0o644);
+    image.file("odd/-rf", b"option", 0o644);
+    image.file("odd/\u{1b}[31m", b"escape", 0o644);
+    image.directory("scratch\n", 0o755);
+    let image = image.finish();
+    for machine in machines() {
+        let says = |script: &str| machine.says(&image, &[], script);
+        assert_eq!(
+            says("cd /odd && cat a*b ./-rf *31m; ls | cat -v | wc -l").replace('\n', " "),
+            "newlineoptionescape3"
+        );
+        for device in ["/disk", "/null"] {
+            let opened = format!(
+                "cat {device} 2>/dev/null && echo opened; echo x 2>/dev/null > {device} && echo written; true"
+            );
+            // Root can do without us what it likes; nobody else can by a name that an image made up.
+            if !machine.is_root() {
+                assert_eq!(says(&opened), "", "{device}");
+            }
+        }
+        if !machine.is_root() {
+            assert_eq!(
+                says("/bin/busybox-root id -u; grep -c NoNewPrivs:.1 /proc/self/status"),
+                format!("{}\n1", machine.uid())
+            );
+        }
+        let bind = format!("{}:/odd/b\nc", machine.own_directory("bound").display());
+        let output = machine
+            .exec(&image, &["-B", &bind], &["ls", "/odd"])
+            .output()
+            .unwrap();
+        assert!(
+            matches!(output.status.code(), Some(0 | 255)),
+            "{}",
+            complaint(&output)
+        );
+        machine.wait_for_all();
+    }
+}
+
+#[test]
+fn a_home_behind_links_one_that_is_read_only_and_a_closed_stdin_are_no_obstacles() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        let real = machine.own_directory("real");
+        fs::create_dir(real.join("ada")).unwrap();
+        fs::write(real.join("ada/mine"), "mine").unwrap();
+        std::os::unix::fs::symlink("real", machine.directory().join("homes")).unwrap();
+        std::os::unix::fs::symlink(
+            machine.directory().join("homes"),
+            machine.directory().join("linked"),
+        )
+        .unwrap();
+        let home = machine.directory().join("linked/ada").display().to_string();
+        assert_eq!(
+            machine.says(&image, &["--home", &home], "cat ~/mine"),
+            "mine"
+        );
+        let mut command = machine.exec(&image, &["--home", &home], &["cat", "mine"]);
+        let output = command.current_dir(&home).output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "mine",
+            "{}",
+            complaint(&output)
+        );
+        // Neither the store nor anything else can be written below it.
+        let sealed = machine.directory().join("sealed");
+        fs::create_dir(&sealed).unwrap();
+        fs::set_permissions(&sealed, std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+        let mut command = machine.program("sh");
+        command.args([
+            "-c",
+            "exec <&-; exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_sifon"),
+            "exec",
+            &image.reference(),
+            "sh",
+            "-c",
+            "echo $((6 * 7))",
+        ]);
+        let output = command
+            .env("HOME", &sealed)
+            .env_remove("SIFON_STORE")
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "42\n",
+            "{}",
+            complaint(&output)
+        );
+        machine.wait_for_all();
+    }
+}
+
+#[test]
+fn four_megabytes_of_temporary_space_are_enough() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines().iter().filter(|machine| machine.is_root()) {
+        let small = machine.own_directory("small");
+        let script = r#"mount -t tmpfs -o size=4m none "$1" && shift && exec "$@""#;
+        let mut command = machine.program("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ]);
+        command.arg(&small).args([
+            env!("CARGO_BIN_EXE_sifon"),
+            "exec",
+            &image.reference(),
+            "cat",
+            "/etc/group",
+        ]);
+        // The store is there too, and has no room for the image.
+        let output = command
+            .env("TMPDIR", &small)
+            .env("SIFON_STORE", small.join("store"))
+            .output()
+            .unwrap();
+        assert!(
+            String::from_utf8_lossy(&output.stdout).starts_with("root:"),
+            "{}",
+            complaint(&output)
+        );
+        machine.wait_for_all();
     }
 }

@@ -63,6 +63,13 @@ impl ImageBuilder {
         self.layer.append_data(&mut header, path, &[][..]).unwrap();
     }
 
+    pub fn device(&mut self, path: &str, kind: tar::EntryType, (major, minor): (u32, u32)) {
+        let mut header = header(kind, 0o666);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        self.layer.append_data(&mut header, path, &[][..]).unwrap();
+    }
+
     pub fn link(&mut self, path: &str, target: &str) {
         let mut header = header(tar::EntryType::Symlink, 0o777);
         self.layer.append_link(&mut header, path, target).unwrap();

@@ -120,3 +120,61 @@ fn an_instance_that_cannot_begin_says_why_and_leaves_nothing() {
         machine.wait_for_all();
     }
 }
+
+#[test]
+fn without_a_home_directory_instances_are_kept_where_nobody_else_can_put_anything() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        let temporary = machine.own_directory("temporary");
+        let strangers = machine.own_directory("strangers");
+        let own = temporary.join(format!("sifon-{}", machine.uid()));
+        let sifon = |words: &[&str]| {
+            let mut command = machine.program("env");
+            command.args(["-u", "HOME", env!("CARGO_BIN_EXE_sifon")]);
+            command.args(words).env("TMPDIR", &temporary);
+            command.output().unwrap()
+        };
+        let start = ["instance", "start", &image.reference(), "homeless"];
+        std::os::unix::fs::symlink(&strangers, &own).unwrap();
+        let refused = sifon(&start);
+        assert_eq!(refused.status.code(), Some(255));
+        let said = complaint(&refused);
+        assert!(
+            said.contains("$HOME is not set") && said.contains("not this user's own"),
+            "{said}"
+        );
+        assert!(fs::read_dir(&strangers).unwrap().next().is_none());
+        fs::remove_file(&own).unwrap();
+        let started = sifon(&start);
+        assert!(started.status.success(), "{}", complaint(&started));
+        let listed = sifon(&["instance", "list"]);
+        assert!(String::from_utf8_lossy(&listed.stdout).contains("homeless"));
+        assert!(sifon(&["instance", "stop", "homeless"]).status.success());
+        machine.wait_for_all();
+    }
+}
+
+#[test]
+fn an_instance_outlives_a_start_script_that_does_nothing_more() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        let mut command = machine.program(env!("CARGO_BIN_EXE_sifon"));
+        let packed = command
+            .args(["compact", &image.reference(), "x.sif"])
+            .output();
+        assert!(packed.unwrap().status.success());
+        machine.instance_says(&["instance", "start", "x.sif", "quiet"]);
+        assert_eq!(
+            machine.instance_says(&["exec", "instance://quiet", "echo", "there"]),
+            "there"
+        );
+        machine.instance_says(&["instance", "stop", "quiet"]);
+        machine.wait_for_all();
+    }
+}

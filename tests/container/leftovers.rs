@@ -172,3 +172,44 @@ fn where_user_namespaces_are_off_the_error_names_the_setting() {
         machine.wait_for_all();
     }
 }
+
+/// Takes a minute or two, so on request only: `tests/run --run-ignored all a_thousand_starts`.
+#[test]
+#[ignore = "takes minutes"]
+fn a_thousand_starts_leave_nothing_and_the_server_does_not_grow() {
+    let Some(image) = ImageBuilder::new() else {
+        return;
+    };
+    let image = image.finish();
+    for machine in machines() {
+        let run = |count: u32| {
+            for number in 0..count {
+                let output = machine
+                    .exec(&image, &["--linger", "60"], &["echo", "x"])
+                    .output()
+                    .unwrap();
+                assert_eq!(output.stdout, b"x\n", "{number}: {}", complaint(&output));
+            }
+        };
+        let resident = || {
+            let server = machine.servers().pop().expect("it lingers");
+            server.resident_kibibytes()
+        };
+        let files = || fs::read_dir(machine.directory()).unwrap().count();
+        run(100);
+        let (before, files_before) = (resident(), files());
+        let began = std::time::Instant::now();
+        run(1000);
+        let after = resident();
+        eprintln!(
+            "{:?} for each start; the server had {before} KiB, now {after}",
+            began.elapsed() / 1000
+        );
+        assert!(after < before + 4096, "{before} KiB, then {after}");
+        assert_eq!(machine.processes().len(), 1, "{:?}", machine.processes());
+        assert_eq!(files(), files_before);
+        let mut stop = machine.program(env!("CARGO_BIN_EXE_sifon"));
+        assert!(stop.arg("stop").status().unwrap().success());
+        machine.wait_for_all();
+    }
+}

@@ -168,6 +168,22 @@ impl Machine {
         path
     }
 
+    /// Covers a file of the machine with one that says something else, for a machine with a place of its own only.
+    pub fn cover(&self, file: &str, content: &str) {
+        let place = self.place.as_ref().expect("a plain user's machine");
+        let other = self.directory().join(file.replace('/', "_"));
+        fs::write(&other, content).unwrap();
+        readable_for_all(&other);
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", place.0.id()));
+        let done = command
+            .args(["mount", "--bind"])
+            .arg(&other)
+            .arg(file)
+            .status();
+        assert!(done.unwrap().success(), "{file}");
+    }
+
     /// A program run as the caller, with sifon's store in this machine's directory.
     pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = match &self.place {
@@ -292,6 +308,17 @@ impl Process {
             .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
             .map(|target| target.to_string_lossy().into_owned())
             .collect()
+    }
+
+    /// Its memory that no file is behind, in KiB.
+    pub fn resident_kibibytes(&self) -> u64 {
+        let pid = self.pid.as_raw_nonzero();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let number = line.unwrap().trim().trim_end_matches(" kB");
+        number.parse().unwrap()
     }
 
     /// Sends SIGKILL.

@@ -6,11 +6,16 @@ mod image;
 mod instance;
 mod machine;
 
+mod apps;
+mod doctor;
 mod environment;
+mod fakeroot;
 mod hostile;
 mod leftovers;
 mod options;
 mod oracle;
+mod overlay;
 mod process;
+mod script;
 mod server;
 mod view;

@@ -258,7 +258,7 @@ fn directories_can_be_chosen_and_left_out() {
         machine.says(&image, &options, "touch /scratch/a /tmp/b");
         assert!(work.join("scratch/scratch/a").exists() && work.join("tmp/b").exists());
         let options = ["--no-mount", "tmp,/etc/hosts,cwd", "--no-home"];
-        let script = "ls /tmp /etc/hosts 2>/dev/null; true";
+        let script = "cat /etc/hosts; ls /tmp 2>/dev/null; true";
         assert_eq!(machine.says(&image, &options, script), "");
         let source = format!("type=bind,src={},dst=/there,ro", home.display());
         assert_eq!(

@@ -233,3 +233,55 @@ fn run_is_that_of_the_original() {
         }
     }
 }
+
+/// A directory that root mounted, for all, under the original as a plain user.
+#[test]
+fn the_original_takes_a_mounted_directory_for_a_container() {
+    let image = ImageBuilder::new().map(|mut image| {
+        image.config("Entrypoint", json!(["echo", "[entry]"]));
+        image.config("Cmd", json!(["[cmd]"]));
+        image.config("Env", json!(["OURS=it's $HOME"]));
+        image.config("Labels", json!({"maintainer": "ada"}));
+        image
+    });
+    let Some(both) = Both::new(image) else { return };
+    let directory = both.shared.path().join("mounted");
+    let store = both.machine.directory().join("roots-store");
+    let sifon = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sifon"));
+        command
+            .env("SIFON_STORE", &store)
+            .args(words)
+            .arg(&directory);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", complaint(&output));
+    };
+    sifon(&["mount", "--singularity", &both.image.reference()]);
+    let apptainer = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            ENTER,
+            "enter",
+        ]);
+        command
+            .arg("apptainer")
+            .args(words)
+            .env("ORACLE", &both.oracle);
+        let (said, status, complaint) = said(command.current_dir(both.shared.path()));
+        assert_eq!(status, 0, "{words:?}: {said} {complaint}");
+        said
+    };
+    let script = "echo $OURS; id -u; echo $APPTAINER_NAME";
+    let said = apptainer(&["exec", "mounted", "sh", "-c", script]);
+    assert_eq!(said, "it's $HOME\n1000\nmounted\n");
+    assert_eq!(apptainer(&["run", "mounted"]), "[entry] [cmd]\n");
+    assert_eq!(apptainer(&["run", "mounted", "a b"]), "[entry] a b\n");
+    assert!(apptainer(&["inspect", "--labels", "mounted"]).contains("maintainer: ada\n"));
+    assert!(apptainer(&["inspect", "--runscript", "mounted"]).contains("OCI_ENTRYPOINT"));
+    sifon(&["umount"]);
+}

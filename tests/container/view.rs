@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use serde_json::{Value, json};
+
 use crate::image::ImageBuilder;
 use crate::machine::{complaint, machines};
 
@@ -69,18 +71,10 @@ fn the_machines_directories_are_there_though_the_image_has_none_of_them() {
         let script = "test -e /proc/self/exe && test -d /sys/kernel && test -c /dev/null && pwd";
         let here = machine.directory().display().to_string();
         assert_eq!(machine.says(&image, &[], script), here);
-        // Nothing of the host but what is bound, and nothing of ours.
+        // Nothing of the host but what is bound, and nothing of ours but what Singularity has too.
         let names = machine.says(&image, &[], "ls -A / | grep -v -e home -e root");
-        let expected = [
-            ".singularity.d",
-            "bin",
-            "dev",
-            "etc",
-            "proc",
-            "sys",
-            "tmp",
-            "var",
-        ];
+        let expected = ".exec .run .shell .singularity.d .test bin dev environment etc proc singularity sys tmp var";
+        let expected: Vec<&str> = expected.split(' ').collect();
         assert_eq!(names.lines().collect::<Vec<_>>(), expected);
         let mounts = machine.says(&image, &[], "cat /proc/self/mountinfo");
         let roots: Vec<&str> = mounts
@@ -234,5 +228,45 @@ fn binds_that_cannot_be_made_are_fatal_and_say_why() {
             );
         }
         machine.wait_for_all();
+    }
+}
+
+#[test]
+fn what_programs_of_singularitys_look_for_is_in_every_container() {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    image.config("Entrypoint", json!(["echo", "entry"]));
+    image.config("Cmd", json!(["cmd"]));
+    image.config("Env", json!(["OURS=it's $HOME", "PATH=/bin"]));
+    image.config("Labels", json!({"maintainer": "ada"}));
+    // None of these may be kept: the first two lead elsewhere, the third is no directory.
+    image.link(".singularity.d", "tmp/elsewhere");
+    image.link(".exec", "nowhere");
+    image.file("environment", b"the image's own\n", 0o644);
+    let image = image.finish();
+    for machine in machines() {
+        let says = |script: &str| machine.says(&image, &[], script);
+        let script = "cd /.singularity.d && ls . actions env && for link in /singularity /.run /.exec; do readlink $link; done && cat /environment";
+        assert_eq!(
+            says(script),
+            ".:\nSingularity\nactions\nenv\nlabels.json\nlibs\nrunscript\nstartscript\n\n\
+             actions:\nexec\nrun\nshell\nstart\ntest\n\n\
+             env:\n01-base.sh\n10-docker2singularity.sh\n90-environment.sh\n94-appsbase.sh\n95-apps.sh\n99-base.sh\n99-runtimevars.sh\n\
+             .singularity.d/runscript\n.singularity.d/actions/run\n.singularity.d/actions/exec\nthe image's own"
+        );
+        // As somebody does who starts containers in containers, or a script that an older Singularity made.
+        assert_eq!(says("/singularity"), "entry cmd");
+        assert_eq!(says("/.run a 'b c'"), "entry a b c");
+        let exec = "env -i PATH=/bin /.singularity.d/actions/exec sh -c 'echo $OURS'";
+        assert_eq!(says(exec), "it's $HOME");
+        let labels: Value = serde_json::from_str(&says("cat /.singularity.d/labels.json")).unwrap();
+        assert_eq!(labels["maintainer"], "ada");
+        assert_eq!(
+            labels["org.label-schema.usage.singularity.deffile.bootstrap"],
+            "oci"
+        );
+        let deffile = says("cat /.singularity.d/Singularity");
+        assert!(deffile.starts_with("bootstrap: oci\nfrom: /"), "{deffile}");
     }
 }

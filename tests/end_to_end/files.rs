@@ -170,3 +170,53 @@ fn a_file_that_is_packed_again_keeps_its_scripts() {
         );
     }
 }
+
+#[test]
+fn a_mount_shows_what_singularity_needs_only_if_asked_and_the_file_is_the_same_then() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    layout.add(
+        "1",
+        &all(&[Layer::new(vec![file("said", "image\n")])], Packing::Gzip),
+    );
+    let reference = layout.reference("1");
+    let plain = place.mount(&reference);
+    let names = |root: &Path| -> Vec<String> {
+        let names = fs::read_dir(root).unwrap();
+        let mut names: Vec<_> = names
+            .map(|name| name.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(plain.path()), ["said"]);
+    // Beside it, and again from what the store has.
+    for _ in 0..2 {
+        let mounted = place.mount_with(&reference, |command| {
+            command.arg("--singularity");
+        });
+        let seen = names(mounted.path());
+        for name in [
+            ".singularity.d",
+            "dev",
+            "environment",
+            "said",
+            "singularity",
+        ] {
+            assert!(seen.iter().any(|seen| seen == name), "{name}: {seen:?}");
+        }
+        let runscript = mounted.read("singularity").unwrap();
+        assert!(runscript.ends_with(b"\nexec \"$@\"\n"));
+        assert_eq!(mounted.read("said").unwrap(), b"image\n");
+    }
+    // A SIF has it, and nothing is laid over that.
+    place.says(["build", "x.sif", &reference]);
+    let sif = place.mount_with("x.sif", |command| {
+        command.arg("--singularity");
+    });
+    let labels = |root: &Path| fs::read(root.join(".singularity.d/labels.json")).unwrap();
+    assert_eq!(labels(sif.path()), labels(place.mount("x.sif").path()));
+}

@@ -1,5 +1,6 @@
 //! What the command line says, where, and with which status: scripts written for Singularity depend on it.
 
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Output;
 
@@ -164,5 +165,59 @@ fn the_old_names_work_with_the_old_statuses() {
         );
         assert!(ran(&["inspect", "--json", &image]).status.success());
         assert!(ran(&["--version"]).status.success());
+    }
+}
+
+#[test]
+fn shells_complete_the_command_line_and_every_command_has_a_manual_page() {
+    let place = Place::new();
+    let script = r#"eval "$("$0" completion bash)"
+        complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _sifon sifon "${!#}" "${@: -2:1}"; echo "${COMPREPLY[*]}"; }
+        complete_words sifon ex; complete_words sifon exec --writable"#;
+    let completed = place
+        .program("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_sifon")])
+        .output();
+    let completed = completed.unwrap();
+    let said = String::from_utf8_lossy(&completed.stdout);
+    assert_eq!(
+        said,
+        "exec\n--writable-tmpfs\n",
+        "{}",
+        complaint(&completed)
+    );
+    for (shell, file) in [
+        ("bash", "data/bash-completion/completions/sifon"),
+        ("zsh", "data/zsh/site-functions/_sifon"),
+        ("fish", "config/fish/completions/sifon.fish"),
+    ] {
+        let mut command = place.sifon(["completion", shell, "--install"]);
+        command
+            .env("XDG_DATA_HOME", place.path("data"))
+            .env("XDG_CONFIG_HOME", place.path("config"));
+        let installed = command.output().unwrap();
+        assert!(
+            complaint(&installed).contains(file),
+            "{}",
+            complaint(&installed)
+        );
+        assert_eq!(
+            fs::read_to_string(place.path(file)).unwrap(),
+            place.says(["completion", shell])
+        );
+    }
+    place.says(["completion", "man", "pages"]);
+    let listed = place.says(["help"]);
+    let commands = listed.split("\nCommands:\n").nth(1).unwrap();
+    let commands: Vec<&str> = commands
+        .lines()
+        .map_while(|line| line.strip_prefix("  "))
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| !name.is_empty() && *name != "help")
+        .collect();
+    assert!(commands.len() > 15, "{commands:?}");
+    for command in commands {
+        let page = fs::read_to_string(place.path(format!("pages/sifon-{command}.1"))).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{command}");
     }
 }

@@ -161,6 +161,7 @@ impl Opener<'_> {
             manifest: description.manifest_digest,
             documents: [description.top, description.manifest.config.digest].into(),
             tree: tree_key(&digests),
+            tree_below: None,
             tables: Vec::new(),
             layers: digests,
         }));

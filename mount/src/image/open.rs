@@ -1,6 +1,6 @@
 //! From a reference to an image that can be read: manifest, layers, tree.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Image;
 use super::layers::{Layer, Readiness};
-use crate::blob::{Blob, BlobError, OfflineBlob};
+use crate::blob::{Blob, BlobError, MemoryBlob, OfflineBlob};
 use crate::digest::Digest;
 use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits};
 use crate::layer::native::ConvertError;
@@ -30,6 +30,9 @@ use crate::tree::{self, MergeError, Tree, TreeError};
 /// Layers that stream at once: enough to fill the network while two of them wait for a disk, few enough that
 /// their buffers stay within the memory we promise.
 pub(super) const LAYERS_AT_ONCE: usize = 6;
+
+/// The media type of a layer that is a tar stream as it is.
+const TAR_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// A tag is asked for again after this long.
 const TAG_AGE: Duration = Duration::from_secs(600);
@@ -194,15 +197,36 @@ pub fn open(
     store: &Arc<Store>,
     progress: &OnProgress,
 ) -> Result<Opened, OpenError> {
+    open_with(reference, options, store, progress, &|_, _| None)
+}
+
+/// A layer of the caller's own for the top of an image, which it may look into: a tar stream, or none. The same image should be
+/// given the same bytes, because the store keeps what becomes of them.
+pub type OnTop<'a> = dyn Fn(&Image, &Description) -> Option<Vec<u8>> + 'a;
+
+/// The same as [`open`], with what `on_top` gives as one more layer.
+pub fn open_with(
+    reference: &Reference,
+    options: &Options,
+    store: &Arc<Store>,
+    progress: &OnProgress,
+    on_top: &OnTop<'_>,
+) -> Result<Opened, OpenError> {
     tracing::debug!("store: {}", store.directory().display());
-    let opener = Opener::new(reference, options, store)?;
+    let mut opener = Opener::new(reference, options, store)?;
     let description = opener.description()?;
-    let (layers, soci_index) = opener.layers(&description, progress)?;
-    let (key, tree) = opener.tree(&layers)?;
-    let tables: Vec<Arc<Table>> = layers
-        .iter()
-        .map(|layer| Arc::clone(layer.table()))
-        .collect();
+    let (mut layers, soci_index) = opener.layers(&description, progress)?;
+    let (mut key, tree) = opener.tree(&layers)?;
+    let mut tree_below = None;
+    let (mut image, mut chunks) = opener.readable(tree, &layers);
+    if let Some(tar) = on_top(&image, &description) {
+        layers.push(opener.layer_on_top(tar)?);
+        tree_below = Some(key);
+        let tree;
+        (key, tree) = opener.tree(&layers)?;
+        (image, chunks) = opener.readable(tree, &layers);
+    }
+    let tables = image.tables();
     let record = ImageRecord {
         reference: reference.to_string(),
         manifest: description.manifest_digest,
@@ -213,17 +237,12 @@ pub fn open(
         layers: tables.iter().map(|table| table.layer()).collect(),
         tables: tables.iter().map(|table| table.key()).collect(),
         tree: key,
+        tree_below,
     };
     let lease = store.lease(&record);
     store.evict(store.budget(), false);
-    let limits = Limits {
-        connections: options.registry.connections,
-        timeout: options.registry.timeout,
-    };
-    let chunks = Arc::new(Chunks::new(layers, limits));
-    let source = Arc::clone(&chunks) as Arc<dyn ChunkSource>;
     Ok(Opened {
-        image: Arc::new(Image::new(tree, tables, source)),
+        image,
         chunks,
         description,
         lease,
@@ -244,6 +263,8 @@ pub(super) struct Opener<'a> {
     pub(super) options: &'a Options,
     pub(super) store: &'a Arc<Store>,
     source: Source,
+    /// A layer that no manifest names.
+    on_top: Option<Arc<MemoryBlob>>,
 }
 
 impl<'a> Opener<'a> {
@@ -258,6 +279,7 @@ impl<'a> Opener<'a> {
             options,
             store,
             source,
+            on_top: None,
         })
     }
 
@@ -394,6 +416,11 @@ impl<'a> Opener<'a> {
 
     /// A layer's blob; where no request may be made, one that says so.
     pub(super) fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
+        if let Some(blob) = &self.on_top
+            && blob.digest() == descriptor.digest
+        {
+            return Arc::clone(blob) as Arc<dyn Blob>;
+        }
         if self.is_offline() {
             return Arc::new(OfflineBlob::new(descriptor.digest, descriptor.size));
         }
@@ -459,6 +486,41 @@ impl<'a> Opener<'a> {
                 Ok((layers.collect(), soci_index))
             }
         }
+    }
+
+    /// A layer of which we have the tar stream.
+    fn layer_on_top(&mut self, tar: Vec<u8>) -> Result<Arc<LayerChunks>, OpenError> {
+        let blob = MemoryBlob::new(tar);
+        let descriptor = Descriptor {
+            media_type: TAR_LAYER.into(),
+            digest: blob.digest(),
+            size: blob.size(),
+            annotations: BTreeMap::new(),
+            artifact_type: None,
+            platform: None,
+        };
+        self.on_top = Some(Arc::new(blob));
+        let layer = Layer::new(&descriptor, descriptor.digest, Ok(None))?;
+        let ready = Readiness::default();
+        let silence: OnProgress = Arc::new(|_| {});
+        self.make_ready(&layer, &ready, &silence)?;
+        Ok(ready
+            .layer(descriptor.digest)
+            .expect("it was made ready just now"))
+    }
+
+    fn readable(&self, tree: Tree, layers: &[Arc<LayerChunks>]) -> (Arc<Image>, Arc<Chunks>) {
+        let limits = Limits {
+            connections: self.options.registry.connections,
+            timeout: self.options.registry.timeout,
+        };
+        let tables = layers
+            .iter()
+            .map(|layer| Arc::clone(layer.table()))
+            .collect();
+        let chunks = Arc::new(Chunks::new(layers.to_vec(), limits));
+        let source = Arc::clone(&chunks) as Arc<dyn ChunkSource>;
+        (Arc::new(Image::new(tree, tables, source)), chunks)
     }
 
     /// The merged tree and its name, from the store or made now.

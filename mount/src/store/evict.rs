@@ -37,6 +37,9 @@ pub struct ImageRecord {
     pub tables: Vec<Digest>,
     /// Its tree, as [`super::tree_key`] names it.
     pub tree: Digest,
+    /// The tree without the topmost layer, if that was put there by us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree_below: Option<Digest>,
 }
 
 impl ImageRecord {
@@ -59,7 +62,12 @@ impl ImageRecord {
         documents
             .chain(layers)
             .chain(tables.copied().map(Name::Table))
-            .chain([Name::Tree(self.tree)])
+            .chain(
+                [self.tree]
+                    .into_iter()
+                    .chain(self.tree_below)
+                    .map(Name::Tree),
+            )
             .chain([Name::Profile(self.manifest), Name::Stats(self.manifest)])
     }
 }

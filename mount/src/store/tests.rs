@@ -43,6 +43,7 @@ fn record(reference: &str, layers: &[Digest]) -> ImageRecord {
         layers: layers.to_vec(),
         tables: layers.to_vec(),
         tree: tree_key(layers),
+        tree_below: None,
     }
 }
 

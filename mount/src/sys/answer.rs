@@ -2,14 +2,15 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// What is read of an answer.
-const BYTES_LIMIT: u64 = 1 << 20;
+const BYTES_LIMIT: usize = 1 << 20;
 
 /// Runs `command`, which gets `input` (no more than a pipe holds) and has until `deadline`; then it and what it started are
 /// killed. Gives its exit status and the first 1 MiB of its stdout; its stderr is dropped.
@@ -37,12 +38,11 @@ fn conversation(
     input: &[u8],
     deadline: Instant,
 ) -> io::Result<(ExitStatus, Vec<u8>)> {
-    let late = || io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time");
     let mut stdin = child
         .stdin
         .take()
         .expect("its stdin was asked to be a pipe");
-    let stdout = child
+    let mut stdout = child
         .stdout
         .take()
         .expect("its stdout was asked to be a pipe");
@@ -51,16 +51,18 @@ fn conversation(
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
         _ => drop(stdin),
     }
-    let (sender, receiver) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("answer".into())
-        .spawn(move || {
-            let mut output = Vec::new();
-            let read = stdout.take(BYTES_LIMIT).read_to_end(&mut output);
-            let _ = sender.send(read.map(|_| output));
-        })?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    let output = receiver.recv_timeout(left).map_err(|_| late())??;
+    // Without a second thread: who asks may be about to enter namespaces, which is for processes with a single one.
+    let mut output = Vec::new();
+    let mut part = [0; 1 << 13];
+    while output.len() < BYTES_LIMIT {
+        wait_until_readable(&stdout, deadline)?;
+        match stdout.read(&mut part)? {
+            0 => break,
+            count => output.extend_from_slice(&part[..count]),
+        }
+    }
+    output.truncate(BYTES_LIMIT);
+    drop(stdout);
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok((status, output));
@@ -71,6 +73,23 @@ fn conversation(
         // It has closed its output, so it is about to end.
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Waits for output, or its end.
+fn wait_until_readable(output: &ChildStdout, deadline: Instant) -> io::Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = Timespec::try_from(left).map_err(|_| late())?;
+        match rustix::event::poll(&mut [PollFd::new(output, PollFlags::IN)], Some(&limit)) {
+            Ok(0) => return Err(late()),
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready.map(|_| ())?),
+        }
+    }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
 }
 
 #[cfg(test)]

@@ -1,0 +1,353 @@
+//! What `exec`, `run` and `shell` have in common: a program in an image.
+
+mod options;
+
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use sifon_mount::image::open::OnProgress;
+
+use super::serve;
+use crate::container;
+use crate::container::app;
+use crate::container::client::{Hears, Server};
+use crate::container::environment::{self, Variables};
+use crate::container::identity::Identity;
+use crate::container::instance::{self, Detached, Register};
+use crate::container::launch::{Isolation, Launch};
+use crate::container::meeting::Group;
+use crate::container::namespaces::Privilege;
+use crate::container::plan::{self, Host, TargetKind};
+use crate::container::subids::Ranges;
+use crate::container::wire::{Ready, Request};
+use crate::output::fatal;
+use crate::setting::{Context, Error, parsed, require_own};
+
+pub use options::Args;
+use options::variable;
+
+/// What is started.
+pub enum Action {
+    /// A program with its arguments: `exec`.
+    Exec(Vec<OsString>),
+    /// What the image names, with these arguments: `run`.
+    Run(Vec<OsString>),
+    /// What an image has for instances, with these arguments; else nothing.
+    Instance(Vec<OsString>),
+    /// A shell, this one or the image's, with these arguments: `shell`.
+    Shell(Option<PathBuf>, Vec<OsString>),
+}
+
+impl Action {
+    fn verb(&self) -> &'static str {
+        match self {
+            Self::Exec(_) => "exec",
+            Self::Run(_) => "run",
+            Self::Shell(..) => "shell",
+            Self::Instance(_) => "start",
+        }
+    }
+}
+
+/// Becomes the program; returns only if that fails.
+pub fn run(
+    context: &Context,
+    args: &Args,
+    image: &OsStr,
+    action: Action,
+) -> Result<ExitCode, Error> {
+    match start(context, &args.resolved()?, image, action, None)? {}
+}
+
+/// Becomes an instance: the program goes on by itself once `detached` was told that it begins. Returns only if that fails.
+pub fn become_instance(
+    context: &Context,
+    args: &Args,
+    image: &OsStr,
+    action: Action,
+    detached: Detached,
+) -> Result<Infallible, Error> {
+    let mut args = args.resolved()?;
+    args.pid = true;
+    args.linger = 0;
+    start(context, &args, image, action, Some(detached))
+}
+
+fn start(
+    context: &Context,
+    args: &Args,
+    image: &OsStr,
+    action: Action,
+    detached: Option<Detached>,
+) -> Result<Infallible, Error> {
+    if let Some(name) = image.as_bytes().strip_prefix(b"instance://") {
+        return join(args, OsStr::from_bytes(name), action);
+    }
+    let reference = parsed(image)?;
+    if args.net && args.network.as_deref() != Some("none") {
+        return Err("--net: without root only --network none can be had".into());
+    }
+    let (binds, bind_text) = args.requested_binds()?;
+    let kind = kind(args);
+    let group = match args.private {
+        true => Group::of_nobody_else()?,
+        false => Group::of_caller(kind)?,
+    };
+    let settings = serde_json::to_value(&context.settings)?;
+    let linger = match args.private {
+        true => Duration::ZERO,
+        false => Duration::from_secs(args.linger.into()),
+    };
+    let progress = context.output.progress();
+    let told = Told(progress);
+    let writable = args.writable(|file| {
+        let request = Request {
+            settings: settings.clone(),
+            image: file.into(),
+            targets: Vec::new(),
+            linger,
+        };
+        Ok(Server::tree(&group, serve::VERB, kind, request, &told)?)
+    })?;
+    // It starts while this process finds out the rest.
+    let server = Server::reach(&group, serve::VERB, kind)?;
+    let mut identity = match args.fakeroot {
+        true => Identity::root()?,
+        false => Identity::of_caller()?,
+    };
+    let directory = std::env::current_dir()
+        .ok()
+        .filter(|directory| directory.is_absolute());
+    let options = args.options(binds)?;
+    if let (Some((_, target)), Some(user)) = (&options.home, &mut identity.user) {
+        user.home = target.as_os_str().as_bytes().to_vec();
+    }
+    for path in options.scratch.iter().filter(|_| args.workdir.is_some()) {
+        if let Some(work_directory) = &options.work_directory {
+            fs::create_dir_all(work_directory.join(format!("scratch/{}", path.display())))?;
+        }
+    }
+    let host = Host {
+        identity: &identity,
+        directory: directory.as_deref(),
+        kind_of: &kind_of,
+    };
+    let plan = plan::plan(&options, &host)?;
+    let environment = args.environment(image, &action, plan.home.as_deref(), bind_text)?;
+    let launch = Launch {
+        identity: &identity,
+        plan: &plan,
+        environment,
+        settings,
+        image: reference.to_string().into(),
+        linger,
+        isolation: Isolation {
+            processes: args.pid,
+            communication: args.ipc,
+            name: args.uts,
+            host_name: args.hostname.clone(),
+            network: args.net,
+        },
+        writable,
+        umask: args.no_umask.then_some(0o022),
+        starts_where_image_says: args.oci_defaults && args.pwd.is_none(),
+        is_root_inside: args.fakeroot,
+        detached,
+        hears: &told,
+        report: &|error| fatal(&error, error.hint()),
+    };
+    let (is_literal, app) = (args.no_eval, args.app.as_deref());
+    Ok(launch.become_program(server, |ready, variables| {
+        words(action, ready, variables, is_literal, app)
+    })?)
+}
+
+/// Becomes a program in an instance.
+fn join(args: &Args, name: &OsStr, action: Action) -> Result<Infallible, Error> {
+    let shown = name.display();
+    let register = register()?;
+    let instance = name
+        .to_str()
+        .filter(|name| instance::is_name(name))
+        .and_then(|name| register.find(name))
+        .ok_or_else(|| format!("no instance found with name {shown}"))?;
+    let identity = Identity::of_caller()?;
+    let home = identity.home();
+    let image = OsString::from(&instance.image);
+    let environment = args.environment(&image, &action, home.as_deref(), Vec::new())?;
+    let directories = match &args.pwd {
+        Some(directory) => vec![directory.clone()],
+        None => {
+            let here = std::env::current_dir().ok();
+            here.into_iter()
+                .chain(home)
+                .chain([PathBuf::from("/")])
+                .collect()
+        }
+    };
+    let (is_literal, app) = (args.no_eval, args.app.as_deref());
+    let words =
+        |ready: &Ready, variables: &Variables| words(action, ready, variables, is_literal, app);
+    let report = |error: container::Error| fatal(&error, error.hint());
+    Ok(instance.become_program(environment, &directories, words, &report)?)
+}
+
+/// Where this user's instances are: below $HOME; where that is not set, in a directory of the user's own beside other
+/// temporary ones.
+pub fn register() -> Result<Register, Error> {
+    let home = || std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let below_home = || home().map(|home| PathBuf::from(home).join(".sifon"));
+    let directory = match variable("CONFIGDIR").map(PathBuf::from).or_else(below_home) {
+        Some(directory) => directory,
+        None => {
+            let uid = rustix::process::geteuid().as_raw();
+            let directory = std::env::temp_dir().join(format!("sifon-{uid}"));
+            require_own(&directory)
+                .map_err(|err| format!("instances, as $HOME is not set: {err}"))?;
+            directory
+        }
+    };
+    Ok(Register::below(&directory))
+}
+
+/// Which users there are in the server's user namespace.
+fn kind(args: &Args) -> &'static str {
+    if !args.fakeroot {
+        return "";
+    }
+    match Ranges::of_caller() {
+        _ if Privilege::of_caller() == Privilege::Root => {
+            tracing::debug!("--fakeroot: root is root already");
+            serve::ROOT_INSIDE
+        }
+        Ok(Ranges { users, groups }) => {
+            tracing::debug!(
+                "--fakeroot: root, and {} users from {} on, {} groups from {} on",
+                users.count,
+                users.first,
+                groups.count,
+                groups.first
+            );
+            serve::ROOT_AND_OTHERS
+        }
+        Err(problem) => {
+            tracing::debug!("--fakeroot: root alone, no other user: {problem}");
+            serve::ROOT_INSIDE
+        }
+    }
+}
+
+/// The program and its arguments; called inside the container.
+fn words(
+    action: Action,
+    ready: &Ready,
+    variables: &Variables,
+    is_literal: bool,
+    app: Option<&OsStr>,
+) -> Result<Vec<OsString>, container::Error> {
+    match action {
+        Action::Exec(words) => Ok(words),
+        Action::Run(arguments) => match app {
+            Some(app) => {
+                let script = app::runscript(app)?.into_os_string();
+                Ok([script].into_iter().chain(arguments).collect())
+            }
+            None => run_words(arguments, ready, variables, is_literal),
+        },
+        Action::Instance(arguments) => {
+            const SCRIPT: &str = "/.singularity.d/startscript";
+            let mut words: Vec<OsString> = Vec::new();
+            if ready.has_own_scripts && Path::new(SCRIPT).exists() {
+                words.push(SCRIPT.into());
+                words.extend(arguments);
+            }
+            Ok(words)
+        }
+        Action::Shell(shell, arguments) => {
+            let mut words = match shell {
+                Some(shell) => vec![shell.into_os_string()],
+                None if Path::new("/bin/bash").exists() => {
+                    vec!["/bin/bash".into(), "--norc".into()]
+                }
+                None => vec!["/bin/sh".into()],
+            };
+            words.extend(arguments);
+            Ok(words)
+        }
+    }
+}
+
+/// The script of an image that Singularity made, or ENTRYPOINT and CMD as Docker joins them: arguments take the place of CMD. Arguments
+/// are evaluated once more, as Singularity does in an image from a registry.
+fn run_words(
+    arguments: Vec<OsString>,
+    ready: &Ready,
+    variables: &Variables,
+    is_literal: bool,
+) -> Result<Vec<OsString>, container::Error> {
+    const SCRIPT: &str = "/.singularity.d/runscript";
+    let named = |words: &[Vec<u8>]| -> Vec<OsString> {
+        words.iter().cloned().map(OsString::from_vec).collect()
+    };
+    let mut words = named(&ready.entrypoint);
+    if words.is_empty() && ready.command.is_empty() && ready.has_own_scripts {
+        words.push(SCRIPT.into());
+        words.extend(arguments);
+        return Ok(words);
+    }
+    if arguments.is_empty() {
+        words.extend(named(&ready.command));
+    }
+    for argument in arguments {
+        words.push(match is_literal {
+            true => argument,
+            false => OsString::from_vec(environment::evaluated(argument.as_bytes(), variables)),
+        });
+    }
+    match words.is_empty() {
+        true => Err(container::Error::Refused(
+            "this image has neither ENTRYPOINT nor CMD: say what to run".into(),
+        )),
+        false => Ok(words),
+    }
+}
+
+fn kind_of(path: &Path) -> Option<TargetKind> {
+    let found = fs::metadata(path).ok()?;
+    Some(if found.is_dir() {
+        TargetKind::Directory
+    } else {
+        TargetKind::File
+    })
+}
+
+/// Shows the user how the opening of an image goes.
+struct Told(OnProgress);
+
+impl Hears for Told {
+    fn step(&self, step: serde_json::Value) {
+        // One that this version does not know is not worth failing for.
+        if let Ok(step) = serde_json::from_value(step) {
+            (self.0)(step);
+        }
+    }
+
+    fn message(&self, line: &str) {
+        // Nothing can be said where stderr is closed.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+}
+
+/// What the user can do about an error of a container.
+pub fn hint(error: &Error) -> Option<String> {
+    error
+        .downcast_ref::<container::Error>()?
+        .hint()
+        .map(str::to_owned)
+}

@@ -1,0 +1,488 @@
+//! What can be asked for: the options, what variables add to them, and what their texts mean.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use sifon_mount::source::is_image_file;
+
+use super::Action;
+use crate::command::gpu;
+use crate::container::bind::{self, BindRequest};
+use crate::container::environment::{self, Sources, Variables};
+use crate::container::plan::Options;
+use crate::container::writable::{Overlay, Place, Writable};
+use crate::setting::Error;
+
+/// Headings of the help, in the order in which people look for options.
+const FILES: &str = "What the program sees of this machine";
+const APART: &str = "What it does not share with it";
+const VARIABLES: &str = "Its environment";
+const WRITING: &str = "Writing into the image";
+const GPU: &str = "Graphics processors";
+const SERVER: &str = "The mount";
+
+/// Options of `exec`, `run` and `shell`. Each that takes no value can also be given as a variable, such as `SIFON_CONTAIN=1`,
+/// `APPTAINER_CONTAIN=1` or `SINGULARITY_CONTAIN=1`.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
+pub struct Args {
+    /// Show a path of this machine in the container too: SOURCE[:TARGET[:ro]]
+    ///
+    /// May be repeated, or list several separated by commas. $SIFON_BIND, $APPTAINER_BIND and
+    /// $SINGULARITY_BIND (or …_BINDPATH) add to it.
+    #[arg(help_heading = FILES, short = 'B', long, value_name = "BIND")]
+    pub(super) bind: Vec<OsString>,
+    /// The same in other words: type=bind,source=DIR,destination=DIR[,ro]
+    #[arg(help_heading = FILES, long, value_name = "WORDS")]
+    pub(super) mount: Vec<OsString>,
+    /// Show DIR, or SOURCE at TARGET, as the home directory
+    #[arg(help_heading = FILES, short = 'H', long, value_name = "SOURCE[:TARGET]")]
+    pub(super) home: Option<OsString>,
+    /// Do not show your home directory
+    #[arg(help_heading = FILES, long)]
+    pub(super) no_home: bool,
+    /// Leave out what is there otherwise: proc, sys, dev, home, tmp, cwd, bind-paths or a file such as /etc/localtime
+    #[arg(help_heading = FILES, long, value_name = "NAME", value_delimiter = ',')]
+    pub(super) no_mount: Vec<String>,
+    /// Put /tmp, /var/tmp and scratch directories into this directory
+    #[arg(help_heading = FILES, short = 'W', long, value_name = "DIR")]
+    pub(super) workdir: Option<PathBuf>,
+    /// An empty directory that only the container has
+    #[arg(help_heading = FILES, short = 'S', long, value_name = "DIR")]
+    pub(super) scratch: Vec<PathBuf>,
+    /// Start the program in this directory of the container
+    #[arg(help_heading = FILES, long, visible_alias = "cwd", value_name = "DIR")]
+    pub(super) pwd: Option<PathBuf>,
+    /// Start in the image's WORKDIR, as Docker does; Singularity does not
+    #[arg(help_heading = FILES, long)]
+    pub(super) oci_defaults: bool,
+    /// Own, empty /tmp, /var/tmp and home, and only the most necessary devices
+    #[arg(help_heading = APART, short, long)]
+    pub(super) contain: bool,
+    /// --contain, --pid, --ipc and --cleanenv
+    #[arg(help_heading = APART, short = 'C', long)]
+    pub(super) containall: bool,
+    /// As Docker would: --containall, --no-umask, --no-eval and --writable-tmpfs
+    #[arg(help_heading = APART, long)]
+    pub(super) compat: bool,
+    /// A user namespace: always so
+    #[arg(help_heading = APART, short, long)]
+    pub(super) userns: bool,
+    /// Own process numbers; all processes end with the program
+    #[arg(help_heading = APART, short, long)]
+    pub(super) pid: bool,
+    /// Own shared memory, semaphores and message queues
+    #[arg(help_heading = APART, short, long)]
+    pub(super) ipc: bool,
+    /// Own name of the machine
+    #[arg(help_heading = APART, long)]
+    pub(super) uts: bool,
+    /// The machine's name in the container; implies --uts
+    #[arg(help_heading = APART, long, value_name = "NAME")]
+    pub(super) hostname: Option<String>,
+    /// Own network, with nothing but the loopback interface: needs --network none
+    #[arg(help_heading = APART, short, long)]
+    pub(super) net: bool,
+    /// The kind of network that --net makes
+    #[arg(help_heading = APART, long, value_name = "KIND", value_parser = ["none"])]
+    pub(super) network: Option<String>,
+    /// Ask these servers for names of machines, not those that the host asks: addresses separated by commas
+    #[arg(help_heading = APART, long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub(super) dns: Vec<IpAddr>,
+    /// Be root in the container, with rights over nothing but your own files
+    ///
+    /// Other users and groups are there if the site gives you a range of them (/etc/subuid and /etc/subgid, by newuidmap and
+    /// newgidmap), else root is alone; -v says which.
+    #[arg(help_heading = APART, short, long)]
+    pub(super) fakeroot: bool,
+    /// Keep your environment out of the container, but for TERM and proxies
+    #[arg(help_heading = VARIABLES, short = 'e', long)]
+    pub(super) cleanenv: bool,
+    /// Set a variable in the container; $NAME stands for the container's other variables
+    #[arg(help_heading = VARIABLES, long, value_name = "NAME=VALUE")]
+    pub(super) env: Vec<OsString>,
+    /// Set the variables in this file, NAME=VALUE on each line
+    #[arg(help_heading = VARIABLES, long, value_name = "FILE")]
+    pub(super) env_file: Option<PathBuf>,
+    /// Choose an app of the image (Scientific Filesystem): its variables and programs, and what `run` starts
+    #[arg(help_heading = VARIABLES, long, value_name = "NAME")]
+    pub(super) app: Option<OsString>,
+    /// Take $ in values and arguments for a character like any other
+    #[arg(help_heading = VARIABLES, long)]
+    pub(super) no_eval: bool,
+    /// Do not pass the umask on: 0022 in the container
+    #[arg(help_heading = VARIABLES, long)]
+    pub(super) no_umask: bool,
+    /// Let the program write into the image; what it writes is in memory and gone with it
+    #[arg(help_heading = WRITING, long)]
+    pub(super) writable_tmpfs: bool,
+    /// Let the program write into the image, and keep what it writes in this directory or ext3 file
+    ///
+    /// May be repeated; but one all must be read-only: PATH:ro, a SIF or a squashfs. The first is undermost. An ext3 file needs
+    /// the programs fuse2fs and fuse-overlayfs.
+    #[arg(help_heading = WRITING, short, long, value_name = "PATH[:ro]")]
+    pub(super) overlay: Vec<OsString>,
+    /// Show the host's NVIDIA driver: libraries, programs, devices
+    #[arg(help_heading = GPU, long)]
+    pub(super) nv: bool,
+    /// Show the host's ROCm driver
+    #[arg(help_heading = GPU, long)]
+    pub(super) rocm: bool,
+    /// How long the image stays mounted for the next program when this one has ended, in seconds; also $SIFON_LINGER
+    #[arg(help_heading = SERVER, long, value_name = "SECONDS", env = "SIFON_LINGER", hide_env = true, default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=86_400 * 7))]
+    pub(super) linger: u32,
+    /// Share nothing with other programs: a server and a mount for this one alone, and --pid
+    #[arg(help_heading = SERVER, long)]
+    pub(super) private: bool,
+    /// For command lines written for Singularity: no effect, the program has no more rights than you have
+    #[arg(long, hide = true, value_name = "WORDS")]
+    pub(super) security: Vec<String>,
+    /// For command lines written for Singularity: no effect
+    #[arg(long, hide = true)]
+    pub(super) no_init: bool,
+    /// For command lines written for Singularity: no effect
+    #[arg(long, hide = true)]
+    pub(super) no_privs: bool,
+}
+
+impl Args {
+    /// With what variables say, and what options imply.
+    pub(super) fn resolved(&self) -> Result<Self, Error> {
+        let mut args = self.clone();
+        for (flag, name) in [
+            (&mut args.no_home, "NO_HOME"),
+            (&mut args.contain, "CONTAIN"),
+            (&mut args.containall, "CONTAINALL"),
+            (&mut args.compat, "COMPAT"),
+            (&mut args.cleanenv, "CLEANENV"),
+            (&mut args.no_eval, "NO_EVAL"),
+            (&mut args.no_umask, "NO_UMASK"),
+            (&mut args.pid, "UNSHARE_PID"),
+            (&mut args.ipc, "UNSHARE_IPC"),
+            (&mut args.uts, "UNSHARE_UTS"),
+            (&mut args.net, "UNSHARE_NET"),
+            (&mut args.writable_tmpfs, "WRITABLE_TMPFS"),
+            (&mut args.fakeroot, "FAKEROOT"),
+            (&mut args.nv, "NV"),
+            (&mut args.rocm, "ROCM"),
+        ] {
+            *flag |= variable(name).is_some_and(|value| is_true(&value));
+        }
+        args.home = args.home.or_else(|| variable("HOME"));
+        args.workdir = args.workdir.or_else(|| variable("WORKDIR").map(Into::into));
+        args.hostname = args
+            .hostname
+            .or_else(|| variable("HOSTNAME")?.into_string().ok());
+        args.pwd = args
+            .pwd
+            .or_else(|| variable("PWD").or_else(|| variable("CWD")).map(Into::into));
+        args.env_file = args
+            .env_file
+            .or_else(|| variable("ENV_FILE").map(Into::into));
+        if args.overlay.is_empty() {
+            args.overlay = listed(variable("OVERLAY"));
+        }
+        args.no_mount.extend(
+            listed(variable("NO_MOUNT"))
+                .into_iter()
+                .filter_map(|name| name.into_string().ok()),
+        );
+        args.mount.extend(variable("MOUNT"));
+        args.app = args.app.or_else(|| variable("APP"));
+        if args.dns.is_empty() {
+            args.dns = addresses(variable("DNS"))?;
+        }
+        args.containall |= args.compat;
+        args.no_umask |= args.compat;
+        args.no_eval |= args.compat;
+        args.writable_tmpfs |= args.compat && args.overlay.is_empty();
+        args.contain |= args.containall;
+        args.pid |= args.containall || args.private;
+        args.ipc |= args.containall;
+        args.cleanenv |= args.containall;
+        args.uts |= args.hostname.is_some();
+        Ok(args)
+    }
+
+    /// Whether the user is root inside.
+    pub fn is_root_inside(&self) -> bool {
+        self.resolved().is_ok_and(|args| args.fakeroot)
+    }
+
+    pub(super) fn requested_binds(&self) -> Result<(Vec<BindRequest>, Vec<u8>), Error> {
+        let mut texts = self.bind.clone();
+        for suffix in ["BIND", "BINDPATH"] {
+            texts.extend(variable(suffix));
+        }
+        texts.retain(|text| !text.is_empty());
+        let mut binds = Vec::new();
+        for text in &texts {
+            binds.extend(bind::requests(text)?);
+        }
+        for text in &self.mount {
+            binds.extend(bind::mounts(text)?);
+        }
+        Ok((binds, texts.join(OsStr::new(",")).into_vec()))
+    }
+
+    pub(super) fn options(&self, binds: Vec<BindRequest>) -> Result<Options, Error> {
+        let mut driver = Vec::new();
+        let mut devices = Vec::new();
+        for (is_wanted, kind) in [(self.nv, &gpu::NVIDIA), (self.rocm, &gpu::ROCM)] {
+            if is_wanted {
+                driver.extend(kind.binds());
+                devices.extend(kind.devices());
+            }
+        }
+        Ok(Options {
+            binds,
+            home: self.home.as_deref().map(home).transpose()?,
+            is_without_home: self.no_home,
+            left_out: self.no_mount.clone(),
+            is_contained: self.contain,
+            has_own_processes: self.pid,
+            work_directory: self.workdir.as_deref().map(work_directory).transpose()?,
+            scratch: self.scratch.clone(),
+            host_name: self.hostname.clone(),
+            driver,
+            devices,
+            name_servers: self.dns.clone(),
+            directory: self.pwd.clone(),
+        })
+    }
+
+    pub(super) fn environment(
+        &self,
+        image: &OsStr,
+        action: &Action,
+        home: Option<&Path>,
+        bind: Vec<u8>,
+    ) -> Result<Sources, Error> {
+        let mut asked = Variables::new();
+        if let Some(file) = &self.env_file {
+            let text =
+                fs::read(file).map_err(|err| format!("--env-file {}: {err}", file.display()))?;
+            asked.extend(environment::file(&text));
+        }
+        asked.extend(assignments(&self.env)?);
+        Ok(Sources {
+            host: std::env::vars_os()
+                .map(|(name, value)| (name.into_vec(), value.into_vec()))
+                .collect(),
+            image: Variables::new(),
+            asked,
+            is_clean: self.cleanenv,
+            is_literal: self.no_eval,
+            home: home.map(|home| home.as_os_str().as_bytes().to_vec()),
+            name: name_of(image.as_bytes()).to_vec(),
+            container: image.as_bytes().to_vec(),
+            bind,
+            command: action.verb().into(),
+            app: self.app.clone(),
+        })
+    }
+
+    /// `opened` gives a mount of an image in a file.
+    pub(super) fn writable(
+        &self,
+        opened: impl Fn(&Path) -> Result<OwnedFd, Error>,
+    ) -> Result<Writable, Error> {
+        let overlays = self
+            .overlay
+            .iter()
+            .map(|text| overlay(text, &opened))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let writable = overlays.iter().filter(|overlay| !overlay.is_read_only);
+        if writable.count() > 1 {
+            return Err("--overlay: only one can be written to; add :ro to the others".into());
+        }
+        Ok(Writable {
+            in_memory: self.writable_tmpfs,
+            overlays,
+        })
+    }
+}
+
+/// A variable of the user's, under the first of the three names that is set.
+pub(super) fn variable(suffix: &str) -> Option<OsString> {
+    ["SIFON", "APPTAINER", "SINGULARITY"]
+        .iter()
+        .find_map(|prefix| std::env::var_os(format!("{prefix}_{suffix}")))
+        .filter(|value| !value.is_empty())
+}
+
+fn is_true(value: &OsStr) -> bool {
+    let value = value.to_string_lossy().to_ascii_lowercase();
+    matches!(value.as_str(), "1" | "t" | "true" | "y" | "yes" | "on")
+}
+
+fn listed(text: Option<OsString>) -> Vec<OsString> {
+    let text = text.unwrap_or_default();
+    let parts = text.as_bytes().split(|&byte| byte == b',');
+    parts
+        .filter(|part| !part.is_empty())
+        .map(|part| OsStr::from_bytes(part).to_owned())
+        .collect()
+}
+
+/// Addresses in a variable.
+fn addresses(text: Option<OsString>) -> Result<Vec<IpAddr>, Error> {
+    let address = |text: OsString| {
+        let address = text.to_str().and_then(|text| text.trim().parse().ok());
+        address.ok_or_else(|| format!("--dns: {} is no address", text.display()).into())
+    };
+    listed(text).into_iter().map(address).collect()
+}
+
+/// `SOURCE[:TARGET]` of `--home`, both absolute.
+fn home(text: &OsStr) -> Result<(PathBuf, PathBuf), Error> {
+    let mut parts = text.as_bytes().splitn(2, |&byte| byte == b':');
+    let source = OsStr::from_bytes(parts.next().unwrap_or_default());
+    let source = std::path::absolute(source)?;
+    if !source.is_dir() {
+        return Err(format!("--home: {} is no directory", source.display()).into());
+    }
+    let target = match parts.next() {
+        Some(target) => PathBuf::from(OsStr::from_bytes(target)),
+        None => source.clone(),
+    };
+    if !target.is_absolute() {
+        return Err(format!("--home: {} must be an absolute path", target.display()).into());
+    }
+    Ok((source, target))
+}
+
+/// The directory of `--workdir`, with those in it that are shown.
+fn work_directory(directory: &Path) -> Result<PathBuf, Error> {
+    let directory = std::path::absolute(directory)?;
+    for name in ["tmp", "var_tmp", "home", "scratch"] {
+        let path = directory.join(name);
+        fs::create_dir_all(&path).map_err(|err| format!("--workdir: {}: {err}", path.display()))?;
+    }
+    Ok(directory)
+}
+
+/// `PATH[:ro]` of `--overlay`; a directory with those in it that Singularity makes.
+fn overlay(
+    text: &OsStr,
+    opened: impl Fn(&Path) -> Result<OwnedFd, Error>,
+) -> Result<Overlay, Error> {
+    let bytes = text.as_bytes();
+    let (path, is_read_only) = match bytes.strip_suffix(b":ro") {
+        Some(path) => (path, true),
+        None => (bytes, false),
+    };
+    let path = std::path::absolute(OsStr::from_bytes(path))?;
+    let failed = |err: &dyn std::fmt::Display| format!("--overlay {}: {err}", path.display());
+    let kind = fs::metadata(&path).map_err(|err| failed(&err))?;
+    if kind.is_file() {
+        let (place, is_read_only) = match is_ext(&path).map_err(|err| failed(&err))? {
+            true => (Place::Ext(path), is_read_only),
+            false if is_image_file(&path) => (Place::Image(opened(&path)?), true),
+            false => {
+                let known = "neither a directory nor an image with ext3, squashfs or SIF in it";
+                return Err(failed(&known).into());
+            }
+        };
+        return Ok(Overlay {
+            place,
+            is_read_only,
+        });
+    }
+    if !is_read_only {
+        for name in ["upper", "work"] {
+            fs::create_dir_all(path.join(name)).map_err(|err| failed(&err))?;
+        }
+    }
+    Ok(Overlay {
+        place: Place::Directory(path),
+        is_read_only,
+    })
+}
+
+/// Whether a file holds a file system of the ext family: its superblock begins at 1024, and the magic number is at 56 of that
+/// (Documentation/filesystems/ext4/super.rst).
+fn is_ext(file: &Path) -> io::Result<bool> {
+    let mut magic = [0; 2];
+    match File::open(file)?.read_exact_at(&mut magic, 1024 + 56) {
+        Ok(()) => Ok(magic == [0x53, 0xef]),
+        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(err) => Err(err),
+    }
+}
+
+/// `NAME=VALUE`, several separated by commas; a piece without a name belongs to the value before it.
+fn assignments(texts: &[OsString]) -> Result<Variables, Error> {
+    let mut variables = Variables::new();
+    for text in texts {
+        let mut is_first = true;
+        for piece in text.as_bytes().split(|&byte| byte == b',') {
+            match (named(piece), variables.last_mut()) {
+                (Some((name, value)), _) => variables.push((name.to_vec(), value.to_vec())),
+                (None, Some((_, value))) if !is_first => {
+                    value.push(b',');
+                    value.extend_from_slice(piece);
+                }
+                (None, _) => {
+                    return Err(format!("--env {}: expected NAME=VALUE", text.display()).into());
+                }
+            }
+            is_first = false;
+        }
+    }
+    Ok(variables)
+}
+
+fn named(piece: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = piece.iter().position(|&byte| byte == b'=')?;
+    let (name, value) = (&piece[..equals], &piece[equals + 1..]);
+    let is_name = name.first().is_some_and(|byte| !byte.is_ascii_digit())
+        && name
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+    is_name.then_some((name, value))
+}
+
+/// What the image is called inside: the last part of its name.
+fn name_of(image: &[u8]) -> &[u8] {
+    image.rsplit(|&byte| byte == b'/').next().unwrap_or(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assignments_are_split_at_commas_before_names() {
+        let list = |texts: &[&str]| {
+            let texts: Vec<OsString> = texts.iter().map(OsString::from).collect();
+            assignments(&texts).map(|list| {
+                let text = |bytes| String::from_utf8(bytes).unwrap();
+                list.into_iter()
+                    .map(|(name, value)| (text(name), text(value)))
+                    .collect::<Vec<_>>()
+            })
+        };
+        for (texts, expected) in [
+            (&["A=1"][..], &[("A", "1")][..]),
+            (&["A=1,B=2"], &[("A", "1"), ("B", "2")]),
+            (&["A=1,2,B=x=y"], &[("A", "1,2"), ("B", "x=y")]),
+            (&["A=", "B=a, b"], &[("A", ""), ("B", "a, b")]),
+        ] {
+            let expected: Vec<(String, String)> = expected
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect();
+            assert_eq!(list(texts).unwrap(), expected);
+        }
+        for texts in [&["A"][..], &["=1"], &["1=2"], &["A=1", "B"]] {
+            assert!(list(texts).is_err(), "{texts:?}");
+        }
+    }
+}

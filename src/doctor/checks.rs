@@ -1,0 +1,238 @@
+//! The kernel, and the programs that stand in for what it refuses.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::Finding;
+use crate::container::namespaces::{self, Privilege};
+use crate::container::subids::{Ranges, found};
+
+/// The option of `sifon doctor` that prints the profile; named by advice.
+pub const APPARMOR_PROFILE_OPTION: &str = "--apparmor-profile";
+
+/// User namespaces can mount FUSE file systems from here on.
+const OLDEST: (u32, u32) = (4, 18);
+
+/// And overlays.
+const WITH_OVERLAYS: (u32, u32) = (5, 11);
+
+/// Everything about this machine. This process must have a single thread: it tries what starting a program does first.
+pub fn host() -> Vec<Finding> {
+    let privilege = Privilege::of_caller();
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut findings = vec![kernel(&release), device()];
+    findings.push(namespaces(privilege));
+    findings.push(fusermount(privilege));
+    findings.push(subids(privilege));
+    findings.push(writing());
+    findings
+}
+
+fn kernel(release: &str) -> Finding {
+    const SUBJECT: &str = "kernel";
+    let shown = format!("Linux {release}");
+    match version(release) {
+        Some(version) if version < OLDEST => Finding::fails(
+            SUBJECT,
+            format!("{shown} has no FUSE in user namespaces"),
+            format!(
+                "Linux {}.{} or later is needed; before that, `sifon mount` as root and `sifon pull` work",
+                OLDEST.0, OLDEST.1
+            ),
+        ),
+        Some(version) if version < WITH_OVERLAYS => Finding::limited(
+            SUBJECT,
+            format!("{shown} has no overlays in user namespaces"),
+            "--writable-tmpfs and --overlay need Linux 5.11, or fuse-overlayfs",
+        ),
+        _ => Finding::works(SUBJECT, shown),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn device() -> Finding {
+    const SUBJECT: &str = "/dev/fuse";
+    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Finding::works(SUBJECT, "can be opened"),
+        Err(err) => Finding::fails(
+            SUBJECT,
+            format!("cannot be opened: {err}"),
+            "without it nothing can be mounted: `modprobe fuse`, mode 0666, and in a container pass the device in \
+             (--device /dev/fuse); `sifon pull` makes SIF files without it",
+        ),
+    }
+}
+
+/// Does what the first start of a program does: namespaces, and a mount in them.
+fn namespaces(privilege: Privilege) -> Finding {
+    const SUBJECT: &str = "namespaces";
+    match namespaces::create(privilege, || namespaces::mount_fuse("/", privilege)) {
+        Ok(_) => Finding::works(
+            SUBJECT,
+            match privilege {
+                Privilege::Root => "mount namespaces, as root: exec, run and shell work",
+                Privilege::User => {
+                    "user and mount namespaces with FUSE in them: exec, run and shell work"
+                }
+            },
+        ),
+        Err(error) => {
+            let advice = error.hint().unwrap_or("the error says what was refused");
+            Finding::fails(SUBJECT, error.in_one_line(), advice)
+        }
+    }
+}
+
+/// The profile that lets a program, this one, make user namespaces where AppArmor forbids them otherwise; for
+/// `/etc/apparmor.d/sifon`.
+pub fn apparmor_profile(program: &Path) -> String {
+    // Within quotes a path stands for itself but for what AppArmor expands in it.
+    let mut path = String::new();
+    for character in program.to_string_lossy().chars() {
+        if matches!(
+            character,
+            '"' | '\\' | '*' | '?' | '[' | ']' | '{' | '}' | '^' | '@'
+        ) {
+            path.push('\\');
+        }
+        path.push(character);
+    }
+    format!(
+        "# Lets sifon make user namespaces, and restricts nothing. To install it:\n\
+         #   sifon doctor {APPARMOR_PROFILE_OPTION} | sudo tee /etc/apparmor.d/sifon\n\
+         #   sudo apparmor_parser -r /etc/apparmor.d/sifon\n\
+         abi <abi/4.0>,\n\
+         include <tunables/global>\n\
+         \n\
+         profile sifon \"{path}\" flags=(unconfined) {{\n  \
+           userns,\n\
+         \n  \
+           include if exists <local/sifon>\n\
+         }}\n"
+    )
+}
+
+/// Plain users need it for `mount` alone.
+fn fusermount(privilege: Privilege) -> Finding {
+    const SUBJECT: &str = "fusermount3";
+    let program = found("fusermount3").or_else(|| found("fusermount"));
+    match (program, privilege) {
+        (_, Privilege::Root) => Finding::works(SUBJECT, "not needed: root mounts without help"),
+        (None, Privilege::User) => Finding::fails(
+            SUBJECT,
+            "not installed: `sifon mount` does not work; exec, run and shell do without",
+            "install it (package fuse3)",
+        ),
+        (Some(program), Privilege::User) if !is_setuid(&program) => Finding::fails(
+            SUBJECT,
+            format!(
+                "{} has not root's rights: `sifon mount` does not work",
+                program.display()
+            ),
+            format!("as root: chmod u+s {}", program.display()),
+        ),
+        (Some(program), Privilege::User) => {
+            let program = program.display();
+            Finding::works(SUBJECT, format!("{program}: mount works"))
+        }
+    }
+}
+
+/// Whether root owns it and its rights come with it. (One without the bit may have capabilities, which no distribution gives it.)
+fn is_setuid(program: &Path) -> bool {
+    fs::metadata(program).is_ok_and(|found| found.uid() == 0 && found.mode() & 0o4000 != 0)
+}
+
+fn subids(privilege: Privilege) -> Finding {
+    const SUBJECT: &str = "subordinate ids";
+    match (privilege, Ranges::of_caller()) {
+        (Privilege::Root, _) => Finding::works(SUBJECT, "not needed: root has every number"),
+        (Privilege::User, Ok(Ranges { users, groups })) => Finding::works(
+            SUBJECT,
+            format!(
+                "{} users from {} and {} groups from {}: --fakeroot has them beside root",
+                users.count, users.first, groups.count, groups.first
+            ),
+        ),
+        (Privilege::User, Err(problem)) => Finding::limited(
+            SUBJECT,
+            format!("{problem}: --fakeroot has one user, root"),
+            "the administrator can give a range: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
+        ),
+    }
+}
+
+/// Programs for writing into images where the kernel does not help.
+fn writing() -> Finding {
+    const SUBJECT: &str = "overlays";
+    let programs = [
+        ("fuse2fs", "--overlay FILE.ext3"),
+        ("fuse-overlayfs", "--overlay DIR on NFS, Lustre or GPFS"),
+    ];
+    let missing: Vec<_> = programs
+        .iter()
+        .filter(|(program, _)| found(program).is_none())
+        .collect();
+    if missing.is_empty() {
+        let paths: Vec<PathBuf> = programs
+            .iter()
+            .filter_map(|(name, _)| found(name))
+            .collect();
+        let paths: Vec<_> = paths
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        return Finding::works(SUBJECT, paths.join(", "));
+    }
+    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    let uses: Vec<_> = missing.iter().map(|(_, option)| *option).collect();
+    let names = names.join(", ");
+    Finding::limited(
+        SUBJECT,
+        format!(
+            "not installed: {names}; without them not possible: {}",
+            uses.join(", ")
+        ),
+        format!("install {names} (packages of these names), or use --writable-tmpfs"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    #[test]
+    fn kernels_are_told_apart_by_what_they_can() {
+        for (release, state) in [
+            ("3.10.0-1160.el7.x86_64", State::Fails),
+            ("4.17.0", State::Fails),
+            ("4.18.0-553.el8.x86_64", State::Limited),
+            ("5.10.0-28-amd64", State::Limited),
+            ("5.11.0", State::Works),
+            ("6.8.0-45-generic", State::Works),
+            ("10.0-rc1", State::Works),
+            ("unheard of", State::Works),
+        ] {
+            assert_eq!(kernel(release).state, state, "{release}");
+        }
+    }
+
+    #[test]
+    fn a_profile_names_the_program_as_it_is() {
+        let profile = apparmor_profile(Path::new("/opt/my tools/{x}/sifon"));
+        let line = "profile sifon \"/opt/my tools/\\{x\\}/sifon\" flags=(unconfined) {";
+        assert!(
+            profile.contains(line) && profile.contains("  userns,\n"),
+            "{profile}"
+        );
+    }
+}

@@ -1,0 +1,62 @@
+//! What Singularity looks for in an image, as one more layer on top of it: for images that are shown, not packed.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use sifon_mount::image::Image;
+use sifon_mount::layer::entry::Timestamp;
+use sifon_mount::source::manifest::ImageConfig;
+use sifon_mount::tree::NodeId;
+
+use super::image::TreeSource;
+use super::kept;
+use super::node::{AdditionKind, Contents};
+use super::singularity::{Config, Origin, Texts};
+
+/// The layer as a tar stream, with the names that a SIF of `image` would have beside the image's own; none if the image is a
+/// file of Singularity's, which brings its scripts. The same image, configuration and origin give the same bytes.
+pub fn layer(
+    image: &Image,
+    config: &ImageConfig,
+    origin: &Origin,
+    timeout: Duration,
+) -> io::Result<Option<Vec<u8>>> {
+    let source = TreeSource::new(image, timeout);
+    if kept(&source, origin)?.is_some() {
+        return Ok(None);
+    }
+    let config = Config::of(config)?;
+    let additions = Texts::new(&config, origin)?.additions(&source)?;
+    let contents = Contents::new(&source, additions, Timestamp::default());
+    let root = image.node(NodeId::ROOT).map_err(io::Error::other)?;
+    let mut tar = tar::Builder::new(Vec::new());
+    for addition in contents.additions() {
+        let addition = addition?;
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(addition.mode.into());
+        header.set_uid(root.uid.into());
+        header.set_gid(root.gid.into());
+        header.set_mtime(u64::try_from(config.created).unwrap_or_default());
+        header.set_size(0);
+        let path = Path::new(OsStr::from_bytes(&addition.path));
+        match &addition.kind {
+            AdditionKind::Directory => {
+                header.set_entry_type(tar::EntryType::Directory);
+                tar.append_data(&mut header, path, io::empty())?;
+            }
+            AdditionKind::File(bytes) => {
+                header.set_entry_type(tar::EntryType::Regular);
+                header.set_size(bytes.len() as u64);
+                tar.append_data(&mut header, path, bytes.as_slice())?;
+            }
+            AdditionKind::Symlink(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                tar.append_link(&mut header, path, OsStr::from_bytes(target))?;
+            }
+        }
+    }
+    tar.into_inner().map(Some)
+}
