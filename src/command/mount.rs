@@ -12,9 +12,8 @@ use serde::{Deserialize, Serialize};
 use sifon_mount::daemon::{self, Announcer, LaunchError, Mount, MountError, Options, Stop, Target};
 use sifon_mount::fuse::View;
 use sifon_mount::image::Image;
-use sifon_mount::image::history::{History, Plan, Teller};
+use sifon_mount::image::history::{History, Plan};
 use sifon_mount::image::open::{Description, OnProgress, Opened, Progress};
-use sifon_mount::image::prometheus;
 use sifon_mount::reference::Reference;
 use sifon_mount::store::Lease;
 use sifon_mount::sys::mount::FuseOptions;
@@ -209,7 +208,7 @@ fn mounted(
         tell_missing(&opened);
     }
     let history = History::begin(&opened, &reference.to_string(), context.store(), plan);
-    let answers = answers(history.teller());
+    let answers = stats::answers(history.teller());
     if let Some(port) = how.extras.metrics {
         let address = daemon::serve_metrics(port, answers.clone())
             .map_err(|err| format!("metrics, port {port}: cannot be listened on: {err}"))?;
@@ -231,15 +230,6 @@ fn mounted(
     };
     let mount = Mount::start(opened.image, target, options, stop)?;
     Ok((mount, (history, opened.lease)))
-}
-
-/// What is answered to `sifon stats` and to Prometheus.
-fn answers(teller: Teller) -> daemon::Answers {
-    daemon::Answers(Arc::new(move |question| match question {
-        stats::QUESTION => serde_json::to_vec(&teller.stats()).ok(),
-        daemon::METRICS => Some(prometheus::text(&teller.stats()).into_bytes()),
-        _ => None,
-    }))
 }
 
 /// Without a network what is missing stays so: the user should know before a program does.

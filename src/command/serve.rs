@@ -18,6 +18,7 @@ use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
 
 use super::mount::singularitys_layer;
+use super::stats;
 use crate::container::client::KIND;
 use crate::container::environment::Variables;
 use crate::container::images::{Images, Opening, Refusal, Shown};
@@ -148,6 +149,7 @@ impl StoredImages {
             timeout,
             digest: opened.description.manifest_digest.to_string(),
             about,
+            answers: stats::answers(history.teller()),
             kept: Box::new((history, opened.lease, store)),
         })
     }

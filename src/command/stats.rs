@@ -7,21 +7,37 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use sifon_mount::daemon;
+use sifon_mount::daemon::{self, Answers};
+use sifon_mount::digest::Digest;
 use sifon_mount::fetch::Why;
-use sifon_mount::image::history;
+use sifon_mount::image::history::{self, Teller};
+use sifon_mount::image::prometheus;
+
 use sifon_mount::image::stats::Stats;
 
+use crate::container::client::Server;
+use crate::container::meeting::{self, Group};
 use crate::output::{bytes, plain};
 use crate::setting::{Context, Error, parsed};
 
 /// What a mount's process is asked.
-pub const QUESTION: &str = "stats";
+const QUESTION: &str = "stats";
+
+/// What a process that shows an image can be asked.
+pub fn answers(teller: Teller) -> Answers {
+    Answers(Arc::new(move |question| match question {
+        QUESTION => serde_json::to_vec(&teller.stats()).ok(),
+        daemon::METRICS => Some(prometheus::text(&teller.stats()).into_bytes()),
+        _ => None,
+    }))
+}
 
 /// Tell what reading an image costs
 ///
-/// Of a directory where an image is mounted: so far. Of an image that was mounted: the last time. What was fetched, why and
+/// Of a directory where an image is mounted, and of an image that programs run in: so far. Of an image that was mounted: the last
+/// time. What was fetched, why and
 /// how often; how long programs waited, and for which files; how much of the image was ever read.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -41,10 +57,9 @@ pub struct Args {
 /// Asks, and tells.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     if args.prometheus {
-        let numbers = daemon::asked(Path::new(&args.what), daemon::METRICS)?;
-        io::stdout()
-            .lock()
-            .write_all(&numbers.ok_or_else(|| not_there(&args.what))?)?;
+        let numbers = asked(context, &args.what, daemon::METRICS)?;
+        let numbers = numbers.ok_or_else(|| not_there(&args.what))?;
+        io::stdout().lock().write_all(&numbers)?;
         return Ok(ExitCode::SUCCESS);
     }
     let stats = found(context, &args.what)?;
@@ -64,26 +79,57 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
 }
 
 fn found(context: &Context, what: &OsStr) -> Result<Stats, Error> {
-    if daemon::mounted_at(Path::new(what)).is_ok_and(|mounted| mounted.is_some()) {
-        let answer = daemon::asked(Path::new(what), QUESTION)?;
-        return Ok(serde_json::from_slice(
-            &answer.ok_or_else(|| not_there(what))?,
-        )?);
+    if let Some(answer) = asked(context, what, QUESTION)? {
+        return Ok(serde_json::from_slice(&answer)?);
     }
-    let reference = parsed(what)?.to_string();
-    let images = context.store().images();
-    let image = images
-        .iter()
-        .find(|image| image.record.reference == reference);
-    let stats = image.and_then(|image| history::stored(context.store(), image.record.manifest));
+    let stats = manifest(context, what)?.and_then(|known| history::stored(context.store(), known));
     stats.ok_or_else(|| {
-        format!("{reference}: the store knows of no mount in which something was read").into()
+        let what = Path::new(what).display();
+        format!("{what}: the store knows of no mount in which something was read").into()
     })
 }
 
+/// What the process says that shows the image now, in this directory or to programs.
+fn asked(context: &Context, what: &OsStr, question: &str) -> Result<Option<Vec<u8>>, Error> {
+    if daemon::mounted_at(Path::new(what)).is_ok_and(|mounted| mounted.is_some()) {
+        let answer = daemon::asked(Path::new(what), question)?;
+        return answer.ok_or_else(|| not_there(what)).map(Some);
+    }
+    let Some(manifest) = manifest(context, what)? else {
+        return Ok(None);
+    };
+    let mut servers = servers()?;
+    let own = Group::of_caller("")?.job;
+    servers.sort_by_key(|(job, _)| *job != own);
+    Ok(servers.iter().find_map(|(_, server)| {
+        let answer = server.question(&manifest.to_string(), question);
+        Some(answer.ok()??.into_bytes())
+    }))
+}
+
+/// The servers of this user that do not leave at this moment, with their jobs.
+fn servers() -> Result<Vec<(String, Server)>, Error> {
+    let streams = meeting::servers()?.into_iter();
+    let servers = streams.filter_map(|stream| {
+        let server = Server::at(stream).ok()??;
+        Some((server.status().ok()??.job, server))
+    });
+    Ok(servers.collect())
+}
+
+/// The image's manifest, if it was ever mounted.
+fn manifest(context: &Context, what: &OsStr) -> Result<Option<Digest>, Error> {
+    let reference = parsed(what)?.to_string();
+    let images = context.store().images();
+    let mut records = images.into_iter().map(|image| image.record);
+    Ok(records
+        .find(|record| record.reference == reference)
+        .map(|record| record.manifest))
+}
+
 fn not_there(what: &OsStr) -> Error {
-    let path = Path::new(what).display();
-    format!("directory {path}: no process of this user answers there for a mounted image").into()
+    let what = Path::new(what).display();
+    format!("{what}: no process of this user shows it now").into()
 }
 
 /// For people.

@@ -153,7 +153,7 @@ impl Server {
                 Some((Reply::Failed { message, hint }, _)) => {
                     return Err(Error::Reported { message, hint });
                 }
-                Some((Reply::Welcome | Reply::Status(_), _)) => {}
+                Some((Reply::Welcome | Reply::Answer(_) | Reply::Status(_), _)) => {}
                 None => {
                     let problem = "the images' server ended before the image could be read";
                     return Err(Error::Refused(problem.into()));
@@ -185,27 +185,42 @@ impl Server {
 
     /// What it shows; none if it left meanwhile.
     pub fn status(&self) -> Result<Option<Status>, Error> {
-        self.asked(&Ask::Status)
+        Ok(status_in(self.asked(&Ask::Status)?))
+    }
+
+    /// What it knows of the image of this manifest; none if it does not show it.
+    pub fn question(&self, digest: &str, question: &str) -> Result<Option<String>, Error> {
+        let (digest, question) = (digest.to_owned(), question.to_owned());
+        match self.asked(&Ask::Question { digest, question })? {
+            Some(Reply::Answer(answer)) => Ok(answer),
+            _ => Ok(None),
+        }
     }
 
     /// Asks it to go, and waits until it has if it does. Gives what it showed.
     pub fn stop(&self, even_if_used: bool) -> Result<Option<Status>, Error> {
-        let status = self.asked(&Ask::Stop { even_if_used })?;
+        let status = status_in(self.asked(&Ask::Stop { even_if_used })?);
         // The end of the connection comes with the answer's end, or the server's.
         let _ = wire::receive::<Reply>(self.stream.as_fd());
         Ok(status)
     }
 
-    fn asked(&self, ask: &Ask) -> Result<Option<Status>, Error> {
+    /// The server's next word; none if it left.
+    fn asked(&self, ask: &Ask) -> Result<Option<Reply>, Error> {
         let failed = |err| Error::system("the images' server", err);
         self.stream
             .set_read_timeout(Some(WELCOME_LIMIT))
             .map_err(failed)?;
         wire::send(self.stream.as_fd(), ask, &[]).map_err(failed)?;
-        match wire::receive(self.stream.as_fd()).map_err(failed)? {
-            Some((Reply::Status(status), _)) => Ok(Some(status)),
-            _ => Ok(None),
-        }
+        let reply = wire::receive(self.stream.as_fd()).map_err(failed)?;
+        Ok(reply.map(|(reply, _)| reply))
+    }
+}
+
+fn status_in(reply: Option<Reply>) -> Option<Status> {
+    match reply {
+        Some(Reply::Status(status)) => Some(status),
+        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
+use sifon_mount::daemon::Answers;
 use sifon_mount::image::Image;
 
 use super::error::in_one_line;
@@ -32,7 +33,9 @@ pub struct Shown {
     pub digest: String,
     /// What the image says of itself; no targets.
     pub about: Ready,
-    /// Dropped when the image is unmounted everywhere.
+    /// Tells what happens to it.
+    pub answers: Answers,
+    /// Dropped when the image is unmounted everywhere, or the server leaves.
     pub kept: Box<dyn Any + Send>,
 }
 

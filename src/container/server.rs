@@ -3,6 +3,7 @@
 //! It stays in the host's namespaces, so that the store, credential helpers and the network are the user's, and owns the user
 //! namespace in which all clients meet. It keeps nothing of the one that started it.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
+use sifon_mount::daemon::Answers;
 use sifon_mount::fuse::{self, Served, View};
 use sifon_mount::image::Owners;
 use sifon_mount::sys::{descriptor, process};
@@ -86,6 +88,8 @@ struct State {
     sessions: usize,
     /// How many there were.
     sessions_begun: u64,
+    /// What is dropped with each of them.
+    kept: HashMap<u64, Box<dyn Any + Send>>,
     /// Whether a client came yet.
     was_asked: bool,
     must_stop: bool,
@@ -113,6 +117,7 @@ struct Shared {
     about: Ready,
     joinable: Joinable,
     served: Served,
+    answers: Answers,
 }
 
 /// The first lines of the server's process, with a single thread: leaves everything behind that it inherited but standard
@@ -167,6 +172,9 @@ pub fn serve(listener: UnixListener, serving: Serving) -> io::Result<()> {
         if wait == Wait::Leave {
             // Those who wait for their turn find it closed, and start another server.
             drop(listener);
+            // Sessions that are cut short: what was read is still recorded.
+            let kept = std::mem::take(&mut server.state().kept);
+            drop(kept);
             return Ok(());
         }
         server.wait(&wake, &listener, wait)?;
@@ -330,12 +338,12 @@ impl Server {
         stream.set_write_timeout(Some(CLIENT_LIMIT))?;
         wire::send(stream.as_fd(), &Reply::Welcome, &[])?;
         let mut ask = wire::receive::<Ask>(stream.as_fd())?;
-        while let Some((Ask::Status, _)) = ask {
-            wire::send(stream.as_fd(), &Reply::Status(self.status()), &[])?;
+        while let Some(reply) = ask.as_ref().and_then(|(ask, _)| self.told(ask)) {
+            wire::send(stream.as_fd(), &reply, &[])?;
             ask = wire::receive::<Ask>(stream.as_fd())?;
         }
         match ask {
-            None | Some((Ask::Status, _)) => Ok(()),
+            None | Some((Ask::Status | Ask::Question { .. }, _)) => Ok(()),
             Some((Ask::Stop { even_if_used }, _)) => {
                 let status = self.status();
                 let is_used = status.images.iter().any(|image| !image.clients.is_empty());
@@ -366,6 +374,32 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// The answer to a question that changes nothing.
+    fn told(&self, ask: &Ask) -> Option<Reply> {
+        match ask {
+            Ask::Status => Some(Reply::Status(self.status())),
+            Ask::Question { digest, question } => {
+                let answer = self
+                    .showing(digest)
+                    .and_then(|shared| shared.answers.0(question))
+                    .and_then(|answer| String::from_utf8(answer).ok());
+                Some(Reply::Answer(answer))
+            }
+            Ask::Start(_) | Ask::Stop { .. } => None,
+        }
+    }
+
+    /// An image of this manifest that can be joined.
+    fn showing(&self, digest: &str) -> Option<Arc<Shared>> {
+        let state = self.state();
+        state.images.values().find_map(|slot| match slot {
+            Slot::Mounted(mounted) if mounted.shared.digest == digest => {
+                Some(Arc::clone(&mounted.shared))
+            }
+            Slot::Mounted(_) | Slot::Opening(_) => None,
+        })
     }
 
     /// Lets a client into the image that it asks for.
@@ -523,6 +557,7 @@ impl Server {
             about: shown.about,
             joinable,
             served,
+            answers: shown.answers,
         });
         let session = {
             let mut state = self.state();
@@ -537,21 +572,24 @@ impl Server {
                 linger: request.linger,
             };
             state.images.insert(key.to_owned(), Slot::Mounted(mounted));
+            state.kept.insert(session, shown.kept);
             session
         };
-        let (server, key, kept) = (Arc::clone(self), key.to_owned(), shown.kept);
+        let (server, key) = (Arc::clone(self), key.to_owned());
         let over = OnDrop(Some(move || {
             let dropped = {
                 let mut state = server.state();
                 state.sessions -= 1;
+                let kept = state.kept.remove(&session);
                 let is_this = |slot: &Slot| match slot {
                     Slot::Mounted(mounted) => mounted.session == session,
                     Slot::Opening(_) => false,
                 };
-                match state.images.get(&key).is_some_and(is_this) {
+                let slot = match state.images.get(&key).is_some_and(is_this) {
                     true => state.images.remove(&key),
                     false => None,
-                }
+                };
+                (kept, slot)
             };
             drop(dropped);
             server.wake();
@@ -562,7 +600,6 @@ impl Server {
                 let _over = over;
                 // An error means that the connection was cut; whoever reads from it is told.
                 let _ = ended.recv();
-                drop(kept);
             })?;
         Ok(())
     }

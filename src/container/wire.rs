@@ -25,6 +25,13 @@ pub enum Ask {
     Start(Request),
     /// What it shows, and to whom.
     Status,
+    /// What it knows of an image that it shows.
+    Question {
+        /// The image's manifest.
+        digest: String,
+        /// As [`sifon_mount::daemon::Answers`] understands it.
+        question: String,
+    },
     /// To go.
     Stop {
         /// Even if programs run in its images.
@@ -91,6 +98,8 @@ pub enum Reply {
         /// What the user can do about it.
         hint: Option<String>,
     },
+    /// The answer to [`Ask::Question`], if there is one.
+    Answer(Option<String>),
     /// The answer to [`Ask::Status`], and to [`Ask::Stop`] before the server goes.
     Status(Status),
 }

@@ -125,6 +125,37 @@ fn a_server_shows_who_uses_it_and_goes_when_it_is_told() {
 }
 
 #[test]
+fn what_reading_an_image_costs_is_told_while_programs_run_in_it_and_after_its_server_was_made_to_leave()
+ {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    // Other tests' servers do not show it.
+    image.file("counted", b"", 0o644);
+    let image = image.finish();
+    for machine in machines() {
+        let (mut child, _) =
+            started(&mut machine.exec(&image, &STAYS, &["sh", "-c", "echo up; exec cat"]));
+        let reads = || {
+            let mut command = machine.program(env!("CARGO_BIN_EXE_sifon"));
+            command.args(["stats", "--json", &image.reference()]);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", complaint(&output));
+            let stats: Value = serde_json::from_slice(&output.stdout).unwrap();
+            stats["reads"]["reads"].as_u64().unwrap()
+        };
+        let so_far = reads();
+        assert!(so_far > 0);
+        let mut stop = machine.program(env!("CARGO_BIN_EXE_sifon"));
+        assert!(stop.args(["stop", "--force"]).status().unwrap().success());
+        assert!(reads() >= so_far);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        machine.wait_for_all();
+    }
+}
+
+#[test]
 fn a_private_program_has_a_server_of_its_own_that_goes_with_it() {
     let Some(image) = small() else { return };
     for machine in machines() {
