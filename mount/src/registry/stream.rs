@@ -19,8 +19,8 @@ const PART_BYTES: u64 = 4 << 20;
 /// Parts of one blob that are on their way or wait for the reader: 32 MiB.
 const PARTS_AHEAD: usize = 8;
 
-/// Parts of all blobs of an image beyond the one that each reader waits for: 96 MiB.
-pub(super) const PARTS_AHEAD_OF_ALL: usize = 24;
+/// Parts of all blobs of an image beyond the one that each reader waits for: 64 MiB, so that a whole first start stays below 300 MB.
+pub(super) const PARTS_AHEAD_OF_ALL: usize = 16;
 
 /// Reads a blob from its first byte to its last.
 ///
