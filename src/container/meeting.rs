@@ -4,6 +4,7 @@
 //! server, nothing is left in a directory, and who is at the other end is the kernel's word. A name that a stranger has taken
 //! is passed over.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -114,12 +115,20 @@ impl Group {
     }
 }
 
+/// The kernel's table of sockets is read page by page: one read can miss what moves while others come and go.
+const TABLE_READS: usize = 3;
+
 /// Every server of this user that can be seen here.
 pub fn servers() -> io::Result<Vec<UnixStream>> {
     let prefix = format!("{}/", prefix());
-    let table = fs::read("/proc/net/unix")?;
+    let mut names = BTreeSet::new();
+    for _ in 0..TABLE_READS {
+        let table = fs::read("/proc/net/unix")?;
+        let listed = listening(&table, prefix.as_bytes()).into_iter();
+        names.extend(listed.map(<[u8]>::to_vec));
+    }
     let mut servers = Vec::new();
-    for name in listening(&table, prefix.as_bytes()) {
+    for name in names {
         let address = SocketAddr::from_abstract_name(name)?;
         if let Ok(Some(server)) = own(UnixStream::connect_addr(&address)) {
             servers.push(server);
