@@ -178,7 +178,10 @@ impl LayerChunks {
         let packed = match origin {
             Origin::Native(file, restream) => Packed::Native(Native::new(file, restream)),
             Origin::Local(blob) => Packed::Local(blob),
-            Origin::Remote(blob, copy) => Packed::Remote(Arc::new(Remote::new(blob, copy))),
+            Origin::Remote(blob, copy) => {
+                let remote = Remote::new(blob, copy).with_chunks_until(last_chunk_end(&table));
+                Packed::Remote(Arc::new(remote))
+            }
         };
         Self {
             table,
@@ -360,4 +363,12 @@ pub(super) fn decoded(chunk: &Chunk<'_>, packed: &[u8]) -> Option<Bytes> {
     DECODER
         .with_borrow_mut(|decoder| decoder.plain(chunk, packed))
         .ok()
+}
+/// Where the chunks of a table end in their blob; beyond it if that cannot be told.
+fn last_chunk_end(table: &Table) -> u64 {
+    let last = table.chunk_count().checked_sub(1);
+    let last = last.and_then(|last| u32::try_from(last).ok());
+    let chunk = last.and_then(|last| table.chunk(ChunkIndex(last)).ok());
+    let end = chunk.map(|chunk| chunk.packed_at.0.checked_add(chunk.packed_len.into()));
+    end.flatten().unwrap_or(u64::MAX)
 }

@@ -31,6 +31,8 @@ pub(super) struct Remote {
     blocks: Mutex<Blocks>,
     landed: Condvar,
     ahead: Ahead,
+    /// Behind it are no chunks: tables of contents and the like, which nobody reads as a part of a file.
+    chunks_end: u64,
     /// What could not be written.
     spare: Spare,
     /// Why the last of it could not.
@@ -47,6 +49,7 @@ pub(super) enum Came {
 impl Remote {
     pub fn new(blob: Arc<dyn Blob>, copy: PackedCopy) -> Self {
         Self {
+            chunks_end: blob.size(),
             blob,
             copy,
             blocks: Mutex::default(),
@@ -55,6 +58,12 @@ impl Remote {
             spare: Spare::default(),
             unkept: Mutex::default(),
         }
+    }
+
+    /// The same for a blob whose chunks end before it does.
+    pub fn with_chunks_until(self, end: u64) -> Self {
+        let chunks_end = end.min(self.blob.size());
+        Self { chunks_end, ..self }
     }
 
     pub fn layer(&self) -> Digest {
@@ -172,7 +181,7 @@ impl Remote {
     /// `wanted` and what is lacking around it, out to places that are multiples of `worth`: what comes in the time that
     /// asking for it later would cost.
     fn around(&self, blocks: &Blocks, wanted: &Range<u64>, worth: u64) -> Range<u64> {
-        let end = self.blob.size().div_ceil(BLOCK_BYTES);
+        let end = self.chunks_end.div_ceil(BLOCK_BYTES);
         let is_lacking = |block: &u64| {
             blocks.is_present(*block) != Some(true) && blocks.flight(*block).is_none()
         };
@@ -186,7 +195,7 @@ impl Remote {
     /// Somebody reads these bytes: has what comes next brought, if that can be told.
     pub fn read_ahead(self: &Arc<Self>, bytes: &Range<u64>, fetcher: &Fetcher) {
         if let Some(ahead) = self.ahead.read(bytes) {
-            let until = ahead.end.min(self.blob.size());
+            let until = ahead.end.min(self.chunks_end);
             self.fetch_ahead(ahead.start..until, Why::ReadAhead, fetcher);
         }
     }
