@@ -123,7 +123,7 @@ impl Image {
     fn add(&mut self, path: &str, kind: PackKind) {
         self.0.push((path.into(), kind));
         self.0
-            .sort_by(|one, other| sifon::pack::node::walk_order(&one.0, &other.0));
+            .sort_by(|one, other| sifon::pack::path::walk_order(&one.0, &other.0));
     }
 
     fn file(&mut self, path: &str, bytes: &[u8]) {

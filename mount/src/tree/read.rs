@@ -205,9 +205,7 @@ impl Tree {
             .ok_or_else(|| wrong(id, "its attributes are damaged"))
     }
 
-    /// Follows `path` from the root as a process would whose root directory that is: absolute targets of symbolic
-    /// links start there, `..` stops there, the last component is followed, too. Behind a missing name `..` takes
-    /// that name back, so that what is missing can be created.
+    /// Where `path` leads; see [`followed`](super::followed).
     pub fn resolve(&self, path: &[u8]) -> Result<Resolved, TreeError> {
         resolved(&self, path)
     }
@@ -295,20 +293,16 @@ impl<'a> Paths<'a> for &'a Tree {
         NodeId::ROOT
     }
 
-    fn child(&self, directory: NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
-        self.lookup(directory, name)
+    fn child(&self, directory: &NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
+        self.lookup(*directory, name)
     }
 
-    fn step(&self, id: NodeId) -> Result<Step<'a>, TreeError> {
+    fn step(&self, id: &NodeId) -> Result<Step<'a>, TreeError> {
         let tree: &'a Tree = self;
-        Ok(match tree.record(id)?.kind {
+        Ok(match tree.record(*id)?.kind {
             KIND_DIRECTORY => Step::Directory,
-            KIND_SYMLINK => Step::Symlink(tree.link_target(id)?),
+            KIND_SYMLINK => Step::Symlink(tree.link_target(*id)?.into()),
             _ => Step::Other,
         })
-    }
-
-    fn above(&self, directory: NodeId) -> Result<NodeId, TreeError> {
-        self.parent(directory)
     }
 }

@@ -221,7 +221,7 @@ fn everything() -> Sample {
         });
         path += "/d";
     }
-    let order = crate::pack::node::walk_order;
+    let order = crate::pack::path::walk_order;
     source
         .nodes
         .sort_by(|one, other| order(&one.path, &other.path));
