@@ -15,8 +15,12 @@ mod image;
 #[allow(dead_code, reason = "shared with the tests of exec")]
 #[path = "container/machine.rs"]
 mod machine;
+#[allow(dead_code, reason = "shared with the tests of exec")]
+#[path = "../mount/tests/support/namespace.rs"]
+mod namespace;
 
 use machine::{Machine, complaint, machines};
+use namespace::WITHOUT_USER_NAMESPACES;
 
 /// Large enough beside the program that much of the image is never read.
 const LARGE: &str = "--data-size=32000000";
@@ -190,18 +194,9 @@ fn where_it_cannot_work_it_says_why_and_leaves_nothing() {
         if demo.machine.is_root() {
             continue;
         }
-        let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
         let mut command = demo.machine.program("unshare");
         command
-            .args([
-                "-U",
-                "--map-current-user",
-                "--keep-caps",
-                "sh",
-                "-c",
-                script,
-                "sh",
-            ])
+            .args(WITHOUT_USER_NAMESPACES)
             .args([env!("CARGO_BIN_EXE_sifon"), "demo", SMALL])
             .env("TMPDIR", &demo.scratch);
         let output = command.output().unwrap();

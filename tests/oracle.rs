@@ -4,6 +4,8 @@
 // clippy sees test functions only, not what they share.
 #![allow(clippy::unwrap_used)]
 
+#[path = "oracle/enter.rs"]
+mod enter;
 #[path = "oracle/sif.rs"]
 mod sif;
 #[path = "../mount/tests/support/mod.rs"]
@@ -20,11 +22,8 @@ use sifon::pack::singularity::{Config, Origin};
 use sifon::pack::{Compression, Options, pack};
 use sifon_mount::digest::Digest;
 use sifon_mount::layer::entry::Timestamp;
+use support::namespace;
 use support::real::RealRegistry;
-
-/// Mounts what a program needs below `$ORACLE`, makes it the root directory (user namespaces are refused after a
-/// mere chroot) with the current directory at `/host`, and becomes the program, as `$BECOME` says.
-const ENTER: &str = include_str!("oracle/enter.sh");
 
 /// The original program, and a directory that it and we can write.
 struct Oracle {
@@ -45,21 +44,8 @@ impl Oracle {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("unshare");
-        command
-            .args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                ENTER,
-                "enter",
-            ])
-            .args(args)
-            .env("ORACLE", &self.root)
-            .current_dir(self.shared.path())
-            .stdin(Stdio::null());
+        let mut command = enter::inside(&self.root, self.shared.path());
+        command.args(args).stdin(Stdio::null());
         command
     }
 
@@ -123,7 +109,7 @@ impl Image {
     fn add(&mut self, path: &str, kind: PackKind) {
         self.0.push((path.into(), kind));
         self.0
-            .sort_by(|one, other| sifon::pack::node::walk_order(&one.0, &other.0));
+            .sort_by(|one, other| sifon::pack::path::walk_order(&one.0, &other.0));
     }
 
     fn file(&mut self, path: &str, bytes: &[u8]) {

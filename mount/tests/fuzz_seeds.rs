@@ -37,6 +37,8 @@ mod tar;
 mod toc;
 #[path = "../fuzz/bodies/tree.rs"]
 mod tree;
+#[path = "../fuzz/bodies/written.rs"]
+mod written;
 #[path = "../fuzz/bodies/zstd_seekable.rs"]
 mod zstd_seekable;
 #[path = "../fuzz/bodies/ztoc.rs"]

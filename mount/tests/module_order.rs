@@ -12,7 +12,7 @@ const RESERVED: [(&str, &[&str]); 4] = [
     ("unsafe", &["mount/src/sys"]),
     ("fuser", &["mount/src/fuse"]),
     ("reqwest", &["mount/src/registry"]),
-    ("clap", &["src/cli.rs", "src/command"]),
+    ("clap", &["src/cli.rs", "src/cli", "src/command"]),
 ];
 
 #[test]

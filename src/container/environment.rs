@@ -4,12 +4,11 @@
 //! image, the image over the host. No shell is involved: `$NAME` and `${NAME}` in the user's values
 //! stand for the container's variables, other shell syntax for itself.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
-/// A list of variables; names and values are bytes, as the kernel passes them.
-pub type Variables = Vec<(Vec<u8>, Vec<u8>)>;
+pub use super::variables::Variables;
+use super::variables::{Map, expanded, is_name};
 
 /// Searched for programs after the image's own PATH, or without one.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -91,8 +90,6 @@ pub fn variables(sources: &Sources) -> Variables {
     set(&mut variables, b"HOME", sources.home.clone());
     variables.into_iter().collect()
 }
-
-pub(super) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
 fn set(variables: &mut Map, name: &[u8], value: Option<Vec<u8>>) {
     if let Some(value) = value {
@@ -217,11 +214,6 @@ fn add_facts(variables: &mut Map, sources: &Sources) {
         .or_insert_with(|| b"Apptainer> ".to_vec());
 }
 
-/// Whether the kernel and every shell take it for the name of a variable or of a bash function.
-fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && !name.contains(&b'=') && !name.contains(&0)
-}
-
 /// Adds one more directory to a list separated by colons.
 fn append(list: &mut Vec<u8>, directory: &[u8]) {
     if directory.is_empty() {
@@ -239,124 +231,10 @@ fn expanded_once(value: &[u8], variables: &Map, path: &[u8]) -> Vec<u8> {
     expanded(value, &variables)
 }
 
-/// `value` with `$NAME` and `${NAME}` replaced; `\$` is a dollar sign, an unknown name nothing.
-fn expanded(value: &[u8], variables: &Map) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(value.len());
-    let mut rest = value;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        match byte {
-            b'\\' if after.first() == Some(&b'$') => {
-                plain.push(b'$');
-                rest = &after[1..];
-            }
-            b'$' => match named(after) {
-                Some((name, after)) => {
-                    plain.extend_from_slice(variables.get(name).map_or(&b""[..], Vec::as_slice));
-                    rest = after;
-                }
-                None => plain.push(b'$'),
-            },
-            byte => plain.push(byte),
-        }
-    }
-    plain
-}
-
-/// `value` as a shell in the container would see it between double quotes, as far as `$NAME` and `${NAME}` go.
-pub fn evaluated(value: &[u8], variables: &Variables) -> Vec<u8> {
-    expanded(value, &variables.iter().cloned().collect())
-}
-
-/// The variables in a file of `--env-file`: `NAME=VALUE` on each line, perhaps after `export`, the value perhaps between quotes; lines
-/// that begin with `#` and those that say something else are passed over. Names of earlier variables of the file stand for them.
-pub fn file(text: &[u8]) -> Variables {
-    let mut variables = Variables::new();
-    for line in text.split(|&byte| byte == b'\n') {
-        let line = line.trim_ascii();
-        let line = line.strip_prefix(b"export ").unwrap_or(line).trim_ascii();
-        let Some(equals) = line.iter().position(|&byte| byte == b'=') else {
-            continue;
-        };
-        let (name, value) = (&line[..equals], &line[equals + 1..]);
-        if line.starts_with(b"#") || !is_name(name) || name.contains(&b' ') {
-            continue;
-        }
-        let value = unquoted(value);
-        let value = expanded_where(&value, |name| {
-            let earlier = variables.iter().rfind(|(known, _)| known == name);
-            earlier.map(|(_, value)| value.clone())
-        });
-        variables.push((name.to_vec(), value));
-    }
-    variables
-}
-
-/// `value` with those names replaced for which `known` has a value.
-fn expanded_where(value: &[u8], known: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(value.len());
-    let mut rest = value;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        plain.push(byte);
-        match (byte, named(after)) {
-            (b'$', Some((name, after))) => {
-                if let Some(value) = known(name) {
-                    plain.pop();
-                    plain.extend_from_slice(&value);
-                    rest = after;
-                }
-            }
-            (b'\\', _) if after.first() == Some(&b'$') => {
-                plain.push(b'$');
-                rest = &after[1..];
-            }
-            _ => {}
-        }
-    }
-    plain
-}
-
-/// Without the quotes around it; between single ones a dollar sign is itself.
-fn unquoted(value: &[u8]) -> Vec<u8> {
-    let between = |quote: &[u8]| value.strip_prefix(quote)?.strip_suffix(quote);
-    if let Some(value) = between(b"'") {
-        let mut escaped = Vec::with_capacity(value.len());
-        for &byte in value {
-            if byte == b'$' {
-                escaped.push(b'\\');
-            }
-            escaped.push(byte);
-        }
-        return escaped;
-    }
-    between(b"\"").unwrap_or(value).to_vec()
-}
-
-/// The name that stands after a dollar sign, and what follows it.
-fn named(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (is_braced, body) = match text.strip_prefix(b"{") {
-        Some(body) => (true, body),
-        None => (false, text),
-    };
-    let len = body
-        .iter()
-        .position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
-        .unwrap_or(body.len());
-    let (name, after) = body.split_at(len);
-    if name.first().is_none_or(u8::is_ascii_digit) {
-        return None;
-    }
-    if is_braced {
-        after.strip_prefix(b"}").map(|after| (name, after))
-    } else {
-        Some((name, after))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::env_file;
 
     fn list(pairs: &[(&str, &str)]) -> Variables {
         pairs
@@ -438,12 +316,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_variables_is_read_line_by_line() {
-        let text = b"# comment\nA=1\n export B = 2\nexport C=\"x $A\"\nD='$A'\n\nnothing\nE=\n";
-        let expected = list(&[("A", "1"), ("C", "x 1"), ("D", "\\$A"), ("E", "")]);
-        assert_eq!(file(text), expected);
+    fn between_single_quotes_in_a_file_a_dollar_sign_is_itself() {
         let sources = Sources {
-            asked: file(text),
+            asked: env_file::variables(b"D='$A'\n"),
             ..Sources::default()
         };
         assert_eq!(got(&sources, "D").as_deref(), Some("$A"));

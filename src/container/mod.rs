@@ -9,8 +9,11 @@
 mod error;
 
 pub mod bind;
-pub mod environment;
 pub mod identity;
+pub mod variables;
+
+pub mod env_file;
+pub mod environment;
 pub mod scripts;
 
 pub mod app;

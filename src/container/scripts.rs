@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sifon_mount::image::{Enough, Image};
 use sifon_mount::tree::{NodeId, NodeKind};
 
-use super::environment::{Map, Variables};
+use super::variables::{Map, Variables};
 
 /// Bytes of a script at most.
 const SCRIPT_BYTES_LIMIT: u32 = 1 << 20;

@@ -8,7 +8,9 @@ use std::thread;
 use backhand::{FilesystemReader, InnerNode, Node, SquashfsFileReader};
 use sifon_mount::layer::entry::shown;
 
-use super::node::{Contents, PackKind, PackNode, walk_order};
+use super::contents::Contents;
+use super::node::{PackKind, PackNode};
+use super::path::walk_order;
 use super::squashfs::{clamped, device};
 
 /// Why the file is not believed.
@@ -202,7 +204,7 @@ mod tests {
 
     use sifon_mount::layer::entry::Timestamp;
 
-    use super::super::node::sample::Sample;
+    use super::super::sample::Sample;
     use super::super::squashfs::{Compression, Settings, write};
     use super::*;
 

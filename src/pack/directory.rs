@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use sifon_mount::digest::{Digest, Hasher};
 use sifon_mount::layer::entry::Timestamp;
 
-use super::node::{Content, PackKind, PackNode, Source, Standing, walk_order};
+use super::node::{Content, PackKind, PackNode, Source, Standing};
+use super::path::walk_order;
 
 /// What was in a directory when it was opened. Names are in memory, contents are read when they are packed; a file that
 /// has become shorter meanwhile is an error. Symbolic links are never followed.

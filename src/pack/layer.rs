@@ -11,9 +11,9 @@ use sifon_mount::layer::entry::Timestamp;
 use sifon_mount::source::manifest::ImageConfig;
 use sifon_mount::tree::NodeId;
 
+use super::contents::{AdditionKind, Contents};
 use super::image::TreeSource;
 use super::kept;
-use super::node::{AdditionKind, Contents};
 use super::singularity::{Config, Origin, Texts};
 
 /// The layer as a tar stream, with the names that a SIF of `image` would have beside the image's own; none if the image is a

@@ -5,6 +5,7 @@
 //! ```
 
 mod check;
+pub mod contents;
 pub mod date;
 pub mod directory;
 mod hidden;
@@ -12,7 +13,10 @@ pub mod image;
 pub mod layer;
 pub mod layout;
 pub mod node;
+pub mod path;
 mod place;
+#[cfg(test)]
+mod sample;
 pub mod sandbox;
 pub mod shell;
 pub mod sif;
@@ -40,9 +44,10 @@ pub use place::PlaceError;
 pub use sandbox::{SandboxError, Withheld};
 pub use squashfs::{Compression, Lost, ParseCompressionError};
 
+use contents::Contents;
 use directory::DirectorySource;
 use image::TreeSource;
-use node::{Contents, Source};
+use node::Source;
 use place::NewFile;
 use singularity::{Config, Origin, Texts};
 use squashfs::SquashfsError;
@@ -439,7 +444,7 @@ mod tests {
     use serde_json::json;
 
     use super::node::PackKind;
-    use super::node::sample::Sample;
+    use super::sample::Sample;
     use super::*;
 
     fn config() -> Config {

@@ -14,8 +14,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use sifon_mount::layer::entry::shown;
 
+use super::contents::Contents;
 use super::hidden::HiddenDirectory;
-use super::node::{Content, Contents, PackKind, PackNode};
+use super::node::{Content, PackKind, PackNode};
 
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -327,7 +328,7 @@ mod tests {
 
     use super::super::directory::DirectorySource;
     use super::super::node::Source;
-    use super::super::node::sample::Sample;
+    use super::super::sample::Sample;
     use super::*;
 
     fn sample() -> Sample {

@@ -10,8 +10,10 @@ use sifon_mount::digest::Digest;
 use sifon_mount::layer::entry::shown;
 use sifon_mount::source::manifest::ImageConfig;
 
+use super::contents::{Addition, AdditionKind};
 use super::date::{self, Date};
-use super::node::{Addition, AdditionKind, Resolved, Source, Standing, resolved};
+use super::node::{Source, Standing};
+use super::path::{Resolved, resolved};
 use super::shell;
 use super::squashfs::Compression;
 use super::touched::Summary;
@@ -327,8 +329,9 @@ fn script(name: &str, text: &str) -> Addition {
 mod tests {
     use sifon_mount::layer::entry::Timestamp;
 
-    use super::super::node::sample::Sample;
-    use super::super::node::{Contents, PackKind};
+    use super::super::contents::Contents;
+    use super::super::node::PackKind;
+    use super::super::sample::Sample;
     use super::*;
 
     fn texts() -> Texts {

@@ -27,8 +27,9 @@ use zerocopy::IntoBytes;
 
 pub use compressor::{Compression, ParseCompressionError};
 
+use super::contents::Contents;
 use super::layout::BLOCK_BYTES;
-use super::node::{Content, Contents};
+use super::node::Content;
 use catalogue::{Builder, Catalogue};
 pub(super) use catalogue::{clamped, device};
 use compressor::Compressor;

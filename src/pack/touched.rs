@@ -7,7 +7,8 @@ use serde::Serialize;
 use sifon_mount::digest::{Digest, Hasher};
 use sifon_mount::layer::entry::shown;
 
-use super::node::{PackKind, PackNode, Resolved, Source, Standing, resolved};
+use super::node::{PackKind, PackNode, Source, Standing};
+use super::path::{Resolved, resolved};
 use super::singularity::Config;
 use super::without::Patterns;
 
@@ -144,7 +145,7 @@ fn programs(source: &dyn Source, config: &Config) -> io::Result<HashSet<Vec<u8>>
 
 #[cfg(test)]
 mod tests {
-    use super::super::node::sample::Sample;
+    use super::super::sample::Sample;
     use super::super::without::Without;
     use super::*;
 

@@ -200,7 +200,7 @@ impl Source for Without<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::node::sample::Sample;
+    use super::super::sample::Sample;
     use super::*;
 
     fn left(patterns: &[&str]) -> (Vec<String>, LeftOut) {

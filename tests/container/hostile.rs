@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::image::ImageBuilder;
 use crate::machine::{complaint, machines};
+use crate::namespace::own_mounts;
 
 /// Everything below `directory`, with what files contain.
 fn snapshot(directory: &Path) -> Vec<(String, Vec<u8>)> {
@@ -278,15 +279,7 @@ fn four_megabytes_of_temporary_space_are_enough() {
         let small = machine.own_directory("small");
         let script = r#"mount -t tmpfs -o size=4m none "$1" && shift && exec "$@""#;
         let mut command = machine.program("unshare");
-        command.args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            script,
-            "sh",
-        ]);
+        command.args(own_mounts(script));
         command.arg(&small).args([
             env!("CARGO_BIN_EXE_sifon"),
             "exec",

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use crate::image::ImageBuilder;
 use crate::machine::{complaint, machines, started};
+use crate::namespace::WITHOUT_USER_NAMESPACES;
 
 #[test]
 fn the_server_goes_when_the_last_process_of_the_program_does() {
@@ -147,17 +148,8 @@ fn where_user_namespaces_are_off_the_error_names_the_setting() {
     };
     let image = image.finish();
     for machine in machines().into_iter().filter(|machine| !machine.is_root()) {
-        let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
         let mut command = machine.program("unshare");
-        command.args([
-            "-U",
-            "--map-current-user",
-            "--keep-caps",
-            "sh",
-            "-c",
-            script,
-            "sh",
-        ]);
+        command.args(WITHOUT_USER_NAMESPACES);
         command.args([
             env!("CARGO_BIN_EXE_sifon"),
             "exec",

@@ -2,9 +2,13 @@
 //! as a plain user. A part that this machine cannot do is skipped, and says so.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../oracle/enter.rs"]
+mod enter;
 mod image;
 mod instance;
 mod machine;
+#[path = "../../mount/tests/support/namespace.rs"]
+mod namespace;
 
 mod apps;
 mod doctor;

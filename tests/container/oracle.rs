@@ -15,10 +15,9 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::enter::inside;
 use crate::image::{Image, ImageBuilder, readable_for_all};
 use crate::machine::{Machine, complaint, machines};
-
-const ENTER: &str = include_str!("../oracle/enter.sh");
 
 struct Both {
     oracle: PathBuf,
@@ -52,17 +51,8 @@ impl Both {
 
     /// What Apptainer does: stdout, status, the last line of stderr.
     fn original(&self, before: &[&str], after: &[&str]) -> (String, i32, String) {
-        let mut command = Command::new("unshare");
+        let mut command = inside(&self.oracle, self.shared.path());
         command
-            .args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                ENTER,
-                "enter",
-            ])
             .args([
                 "env",
                 "SINGULARITYENV_FROM_S=s",
@@ -71,9 +61,7 @@ impl Both {
             ])
             .args(before)
             .arg("x.sif")
-            .args(after)
-            .env("ORACLE", &self.oracle)
-            .current_dir(self.shared.path());
+            .args(after);
         said(&mut command)
     }
 
@@ -258,21 +246,8 @@ fn the_original_takes_a_mounted_directory_for_a_container() {
     };
     sifon(&["mount", "--singularity", &both.image.reference()]);
     let apptainer = |words: &[&str]| {
-        let mut command = Command::new("unshare");
-        command.args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            ENTER,
-            "enter",
-        ]);
-        command
-            .arg("apptainer")
-            .args(words)
-            .env("ORACLE", &both.oracle);
-        let (said, status, complaint) = said(command.current_dir(both.shared.path()));
+        let mut command = inside(&both.oracle, both.shared.path());
+        let (said, status, complaint) = said(command.arg("apptainer").args(words));
         assert_eq!(status, 0, "{words:?}: {said} {complaint}");
         said
     };

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::image::{Image, ImageBuilder};
 use crate::machine::{Machine, complaint, machines};
+use crate::namespace::own_mounts;
 
 fn small() -> Option<Image> {
     let mut image = ImageBuilder::new()?;
@@ -168,18 +169,9 @@ fn where_the_kernel_refuses_a_directory_fuse_overlayfs_takes_it_or_the_file_syst
             let served =
                 served.replace("\"$@\"", "\"$2\" exec --overlay \"$1\" \"$3\" sh -c \"$4\"");
             let mut command = machine.program("unshare");
-            command.args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                &served,
-                "sh",
-                &file,
-            ]);
             command
-                .arg(&on)
+                .args(own_mounts(&served))
+                .args([file.as_ref(), on.as_os_str()])
                 .args([env!("CARGO_BIN_EXE_sifon"), &image.reference(), script]);
             command.output().unwrap()
         };

@@ -29,7 +29,8 @@ singularity exec tool.sif sh -c 'exit 7' || echo "status $?"
 singularity exec tool.sif nonesuch 2>/dev/null || echo "status $?"
 singularity run tool.sif
 singularity run tool.sif a 'b c'
-./tool.sif as a program
+./tool.sif
+./tool.sif "as a  program" --help -x
 echo 'echo from a shell; exit 3' | singularity shell tool.sif || echo "status $?"
 singularity exec --pwd / --contain --writable-tmpfs tool.sif sh -c 'pwd; echo x > /written; cat /written'
 singularity inspect tool.sif | grep -o 'maintainer.*ada' | tr -cd 'a-z'
@@ -53,7 +54,8 @@ status 7
 status 255
 entry default
 entry a b c
-entry as a program
+entry default
+entry as a  program --help -x
 from a shell
 status 3
 /

@@ -10,6 +10,7 @@ use std::thread;
 
 use crate::layers::file;
 use crate::layout::{Layer, Layout, Packing, all};
+use crate::openssl::openssl;
 use crate::place::{Place, can_mount, complaint};
 use crate::support::real::RealRegistry;
 
@@ -31,15 +32,7 @@ impl Authority {
             "req -newkey rsa:2048 -nodes -subj /CN=registry -keyout key.pem -out asked.pem",
             "x509 -req -in asked.pem -CA ca.pem -CAkey ca.key -days 2 -extfile names -out cert.pem",
         ] {
-            let made = Command::new("openssl")
-                .args(words.split(' '))
-                .current_dir(directory.path())
-                .output();
-            let Ok(made) = made else {
-                eprintln!("skipped: openssl is not installed");
-                return None;
-            };
-            assert!(made.status.success(), "{made:?}");
+            openssl(directory.path(), words)?;
         }
         Some(Self { directory })
     }

@@ -9,6 +9,7 @@ mod support;
 
 mod estargz;
 mod layout;
+mod openssl;
 mod place;
 mod server;
 mod tricky;

@@ -14,6 +14,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sifon_mount::sys::{mount, mountinfo};
 use tempfile::TempDir;
 
+use crate::support::namespace::own_mounts;
+
 /// Longest that anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -96,15 +98,7 @@ impl Place {
         let script = format!("set -e; {alone}; {setup}; exec \"$@\"");
         let mut command = Command::new("unshare");
         command
-            .args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                &script,
-                "sh",
-            ])
+            .args(own_mounts(&script))
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])
             .env(INSIDE, &place.directory)

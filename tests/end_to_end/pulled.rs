@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::layers::{file, noise, text};
 use crate::layout::{Layer, Layout, Packed, Packing, all, architecture};
+use crate::openssl::openssl;
 use crate::place::{PATIENCE, Place, can_mount};
 use crate::support::faulty::{Faulty, Reply};
 use crate::support::http::Message;
@@ -225,24 +226,10 @@ const SERVICE: &str = "test-registry";
 impl Signer {
     fn new() -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let made = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-subj",
-                "/CN=tester",
-            ])
-            .args(["-days", "2", "-keyout", "key.pem", "-out", "cert.pem"])
-            .current_dir(directory.path())
-            .output();
-        let Ok(made) = made else {
-            eprintln!("skipped: openssl is not installed");
-            return None;
-        };
-        assert!(made.status.success(), "{made:?}");
+        openssl(
+            directory.path(),
+            "req -x509 -newkey rsa:2048 -nodes -subj /CN=tester -days 2 -keyout key.pem -out cert.pem",
+        )?;
         let pem = fs::read_to_string(directory.path().join("cert.pem")).unwrap();
         let lines = pem.lines().filter(|line| !line.starts_with("-----"));
         Some(Self {
@@ -267,13 +254,9 @@ impl Signer {
         let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", part(header), part(claims));
         fs::write(self.directory.path().join("signed"), &signed).unwrap();
-        let signature = Command::new("openssl")
-            .args(["dgst", "-sha256", "-sign", "key.pem", "signed"])
-            .current_dir(self.directory.path())
-            .output()
-            .unwrap();
-        assert!(signature.status.success(), "{signature:?}");
-        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.stdout))
+        let sign = "dgst -sha256 -sign key.pem signed";
+        let signature = openssl(self.directory.path(), sign).expect("it made the key");
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 }
 

@@ -13,6 +13,7 @@ use sifon_mount::digest::{Digest, Hasher};
 use sifon_mount::layer::entry::Kind;
 
 use crate::layers::model::Model;
+use crate::support::xattrs::xattrs;
 
 /// One name.
 #[derive(Clone, PartialEq, Eq)]
@@ -181,7 +182,7 @@ fn look(path: &Path) -> io::Result<Shown> {
             ),
             false => (0, 0),
         },
-        xattrs: xattrs(path)?,
+        xattrs: xattrs(path)?.into_iter().collect(),
         first_name: Vec::new(),
     })
 }
@@ -196,22 +197,6 @@ fn digest(path: &Path) -> io::Result<Digest> {
             len => hasher.update(&buffer[..len]),
         }
     }
-}
-
-fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    let mut names = [0; 4096];
-    let len = match rustix::fs::llistxattr(path, &mut names[..]) {
-        Err(rustix::io::Errno::OPNOTSUPP) => 0,
-        listed => listed?,
-    };
-    let names = names[..len].split(|&byte| byte == 0);
-    let mut xattrs = BTreeMap::new();
-    for name in names.filter(|name| !name.is_empty()) {
-        let mut value = [0; 4096];
-        let len = rustix::fs::lgetxattr(path, name, &mut value[..])?;
-        xattrs.insert(name.to_vec(), value[..len].to_vec());
-    }
-    Ok(xattrs)
 }
 
 /// Reads at random places of all files, by several threads at once, and compares.

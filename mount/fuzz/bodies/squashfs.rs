@@ -2,13 +2,13 @@
 
 use std::io;
 
-use sifon_mount::digest::Digest;
 use sifon_mount::layer::decode::Decoder;
 use sifon_mount::layer::squashfs::{self, Input};
-use sifon_mount::layer::table::{ChunkIndex, TableWriter, from_reader};
+
+use crate::written::{chunks, written};
 
 /// Chunks to decode at most.
-const CHUNKS_LIMIT: u64 = 100;
+const CHUNKS_LIMIT: usize = 100;
 
 pub fn run(bytes: &[u8]) {
     let outside = || io::Error::other("asked for bytes outside the file system");
@@ -27,25 +27,15 @@ pub fn run(bytes: &[u8]) {
         len: bytes.len() as u64,
         read: &read,
     };
-    let mut writer = TableWriter::in_directory(&std::env::temp_dir()).expect("there is room");
-    if squashfs::table(&input, &mut writer).is_err() {
+    let Some(table) = written(|writer| squashfs::table(&input, writer)) else {
         return;
-    }
-    let mut written = Vec::new();
-    let layer = Digest::of(b"");
-    writer
-        .finish(layer, &mut written)
-        .expect("memory takes everything");
-    let table = from_reader(&written[..]).expect("what was just written can be read");
+    };
     for entry in table.entries() {
         let (_, pieces) = entry.expect("what was just written can be read");
         table.pieces(pieces).expect("they were written before");
     }
     let mut decoder = Decoder::new();
-    for index in 0..table.chunk_count().min(CHUNKS_LIMIT) {
-        let chunk = table
-            .chunk(ChunkIndex(index as u32))
-            .expect("only sound chunks are written");
+    for chunk in chunks(&table).take(CHUNKS_LIMIT) {
         let packed = part(chunk.packed_at.0, chunk.packed_len as usize);
         let packed = packed.expect("chunks lie inside the file system");
         if let Ok(plain) = decoder.plain(&chunk, packed) {

@@ -3,5 +3,7 @@
 
 #[path = "../bodies/squashfs.rs"]
 mod body;
+#[path = "../bodies/written.rs"]
+mod written;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| body::run(bytes));

@@ -3,5 +3,7 @@
 
 #[path = "../bodies/ztoc.rs"]
 mod body;
+#[path = "../bodies/written.rs"]
+mod written;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| body::run(bytes));

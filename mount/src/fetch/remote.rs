@@ -1,23 +1,24 @@
 //! A seekable blob: its blocks come from its source, and the store keeps them at their own offsets.
 
+mod flight;
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::activity::{Begun, Why};
+use super::activity::Why;
 use super::ahead::Ahead;
-use super::blocks::{BLOCK_BYTES, Blocks, Flight, blocks_of};
+use super::blocks::{BLOCK_BYTES, Blocks, blocks_of};
 use super::copy::{PackedCopy, is_hole};
-use super::fetcher::{Fetcher, Job, Outcome, Shared};
+use super::fetcher::{Fetcher, Outcome};
 use super::spare::Spare;
 use crate::blob::{Blob, BlobError, Patience};
 use crate::digest::{Digest, Hasher};
 use crate::extent::PackedOffset;
-
-/// What comes is written in pieces of this size: readers wait for a block, not for the range it came with.
-const WRITTEN_BYTES: usize = 128 << 10;
 
 /// What nobody waits for is fetched in ranges of this length: long enough to reach the rate of a download, short enough to share
 /// a window of read-ahead among connections.
@@ -232,90 +233,6 @@ impl Remote {
         self.landed.wait_while(&mut blocks, is_flying);
     }
 
-    /// Does a job: asks for what is lacking of it when its turn has come.
-    pub fn fly(&self, job: &Job, shared: &Shared) -> Result<(), BlobError> {
-        self.look(&job.blocks);
-        let gap = shared.pace.worth_blocks() - 1;
-        let mut left = job.blocks.clone();
-        loop {
-            let flight = Arc::new(Flight::default());
-            let mut blocks = self.blocks.lock();
-            let Some(planned) = blocks.planned(&left, gap) else {
-                return Ok(());
-            };
-            blocks.take_off(&planned, &flight);
-            drop(blocks);
-            let flown = Flown {
-                remote: self,
-                blocks: planned.clone(),
-                flight,
-            };
-            if job.why == Why::Read {
-                flown.flight.hurry();
-            }
-            self.pour(&flown, job, shared)?;
-            left.start = planned.end;
-        }
-    }
-
-    fn pour(&self, flown: &Flown<'_>, job: &Job, shared: &Shared) -> Result<(), BlobError> {
-        let from = flown.blocks.start * BLOCK_BYTES;
-        let until = (flown.blocks.end * BLOCK_BYTES).min(self.blob.size());
-        let mut begun = Begun::now();
-        let (mut at, mut buffer) = (from, Vec::with_capacity(2 * WRITTEN_BYTES));
-        let poured = self.blob.pour(from..until, job.patience, &mut |bytes| {
-            begun.came(bytes.len() as u64);
-            buffer.extend_from_slice(&bytes);
-            if buffer.len() >= WRITTEN_BYTES {
-                let whole = buffer.len() - buffer.len() % BLOCK_BYTES as usize;
-                self.land(at, &buffer[..whole]);
-                at += whole as u64;
-                buffer.drain(..whole);
-                shared.make_way(job.why, &flown.flight);
-            }
-        });
-        let whole = match poured {
-            Ok(()) => buffer.len(),
-            Err(_) => buffer.len() - buffer.len() % BLOCK_BYTES as usize,
-        };
-        self.land(at, &buffer[..whole]);
-        if let Some(first_byte) = begun.first_byte
-            && poured.is_ok()
-        {
-            shared
-                .pace
-                .measured(first_byte, begun.elapsed(), begun.bytes);
-        }
-        let layer = self.blob.digest();
-        shared
-            .activity
-            .ended(&begun, layer, from, job.why, poured.is_err());
-        poured
-    }
-
-    /// Keeps whole blocks that came, and tells those who wait for them.
-    fn land(&self, at: u64, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let first = at / BLOCK_BYTES;
-        if let Err(err) = self.copy.write(bytes, at) {
-            tracing::debug!(layer = %self.blob.digest(), error = %err, "not kept");
-            *self.unkept.lock() = Some(err.to_string());
-            let gone = self.spare.keep(first, bytes);
-            let mut blocks = self.blocks.lock();
-            for block in gone {
-                blocks.set(block, false);
-            }
-        }
-        let mut blocks = self.blocks.lock();
-        for block in first..(at + bytes.len() as u64).div_ceil(BLOCK_BYTES) {
-            blocks.land(block);
-        }
-        drop(blocks);
-        self.landed.notify_all();
-    }
-
     /// Wakes those who wait, because a job is over.
     pub fn wake(&self) {
         // So that nobody is between looking and waiting.
@@ -372,214 +289,5 @@ impl Remote {
             at += len as u64;
         }
         Some(hasher.finish())
-    }
-}
-
-/// A request on its way. Dropping it leaves what it has not brought to others, however it ended.
-struct Flown<'a> {
-    remote: &'a Remote,
-    blocks: Range<u64>,
-    flight: Arc<Flight>,
-}
-
-impl Drop for Flown<'_> {
-    fn drop(&mut self) {
-        self.remote.blocks.lock().end(&self.blocks, &self.flight);
-        self.remote.landed.notify_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::time::Duration;
-
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::fetch::Limits;
-
-    /// A blob that remembers what was asked of it.
-    struct Asked {
-        content: Bytes,
-        ranges: Mutex<Vec<Range<u64>>>,
-        /// Requests that are to fail before others do not.
-        failures: Mutex<u32>,
-    }
-
-    impl Blob for Asked {
-        fn digest(&self) -> Digest {
-            Digest::of(b"")
-        }
-
-        fn size(&self) -> u64 {
-            self.content.len() as u64
-        }
-
-        fn read(&self, at: PackedOffset, len: usize, _: Instant) -> Result<Bytes, BlobError> {
-            let range = at.0 as usize..at.0 as usize + len;
-            Ok(self.content.slice(range))
-        }
-
-        fn pour(
-            &self,
-            range: Range<u64>,
-            _: Patience,
-            each: &mut (dyn FnMut(Bytes) + Send),
-        ) -> Result<(), BlobError> {
-            {
-                let mut failures = self.failures.lock();
-                if *failures > 0 {
-                    *failures -= 1;
-                    let object = "blob".into();
-                    return Err(BlobError::Offline { object });
-                }
-            }
-            self.ranges.lock().push(range.clone());
-            for start in range.clone().step_by(30_000) {
-                let end = (start + 30_000).min(range.end);
-                each(self.content.slice(start as usize..end as usize));
-            }
-            Ok(())
-        }
-
-        fn stream(&self) -> Result<Box<dyn std::io::Read + Send>, BlobError> {
-            unimplemented!("not asked for here")
-        }
-
-        fn is_remote(&self) -> bool {
-            true
-        }
-    }
-
-    const CHUNK: usize = 100_000;
-
-    fn blob() -> Arc<Asked> {
-        let content: Vec<u8> = (0..(40 << 20) + 12_345u64)
-            .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-            .collect();
-        Arc::new(Asked {
-            content: content.into(),
-            ranges: Mutex::default(),
-            failures: Mutex::default(),
-        })
-    }
-
-    fn copied(blob: &Arc<Asked>) -> (Arc<Remote>, Fetcher) {
-        let copy = tempfile::tempfile().unwrap();
-        copy.set_len(blob.size()).unwrap();
-        let remote = Remote::new(blob.clone(), PackedCopy::plain(copy, blob.size()));
-        (Arc::new(remote), Fetcher::new(Limits::default()))
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(60)
-    }
-
-    /// As a caller does: what the store has if it is right, else what is fetched.
-    fn chunk(remote: &Arc<Remote>, fetcher: &Fetcher, blob: &Asked, at: usize) {
-        let expected = &blob.content[at..(at + CHUNK).min(blob.content.len())];
-        let bytes = at as u64..(at + expected.len()) as u64;
-        remote.read_ahead(&bytes, fetcher);
-        let came = remote.bring(&bytes, soon(), fetcher).unwrap();
-        assert_eq!(came, Came::InTime);
-        let kept = remote.kept(PackedOffset(at as u64), expected.len());
-        assert!(kept.as_deref() == Some(expected), "at {at}");
-    }
-
-    fn fetched(blob: &Asked) -> u64 {
-        let ranges = blob.ranges.lock();
-        ranges.iter().map(|range| range.end - range.start).sum()
-    }
-
-    #[test]
-    fn a_sequential_reader_fetches_no_byte_twice_and_in_long_ranges() {
-        let blob = blob();
-        let (remote, fetcher) = copied(&blob);
-        for at in (0..blob.content.len()).step_by(CHUNK) {
-            chunk(&remote, &fetcher, &blob, at);
-        }
-        remote.await_flights(&(0..blob.size()));
-        assert_eq!(fetched(&blob), blob.size());
-        let ranges = blob.ranges.lock();
-        assert!(ranges.len() < 80, "{}: {ranges:?}", ranges.len());
-    }
-
-    #[test]
-    fn what_the_store_has_is_not_fetched_again_whatever_the_order() {
-        let blob = blob();
-        let (remote, fetcher) = copied(&blob);
-        let chunks = blob.content.len() / CHUNK;
-        for number in 0..chunks {
-            chunk(&remote, &fetcher, &blob, number * 37 % chunks * CHUNK);
-        }
-        remote.await_flights(&(0..blob.size()));
-        assert!(fetched(&blob) <= blob.size());
-        let copy = remote.copy.again();
-        let before = blob.ranges.lock().len();
-        let again = Arc::new(Remote::new(blob.clone(), copy));
-        chunk(&again, &fetcher, &blob, 7 * CHUNK);
-        assert_eq!(blob.ranges.lock().len(), before);
-    }
-
-    #[test]
-    fn many_who_wait_for_the_same_make_one_request() {
-        let blob = blob();
-        let (remote, fetcher) = copied(&blob);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| chunk(&remote, &fetcher, &blob, 3 << 20));
-            }
-        });
-        assert_eq!(blob.ranges.lock().len(), 1);
-    }
-
-    #[test]
-    fn what_is_forgotten_is_fetched_again() {
-        let blob = blob();
-        let (remote, fetcher) = copied(&blob);
-        remote.copy.write(&[7; 2 << 20], 0).unwrap();
-        assert!(remote.has(&(0..CHUNK as u64)));
-        assert_eq!(blob.ranges.lock().len(), 0);
-        remote.forget(&(0..CHUNK as u64));
-        chunk(&remote, &fetcher, &blob, 0);
-        assert_eq!(blob.ranges.lock().len(), 1);
-    }
-
-    #[test]
-    fn a_failure_reaches_the_one_who_waits_and_the_next_one_tries_again() {
-        let blob = blob();
-        let (remote, fetcher) = copied(&blob);
-        *blob.failures.lock() = 1;
-        let failed = remote.bring(&(0..10), soon(), &fetcher);
-        assert!(failed.is_err(), "{failed:?}");
-        chunk(&remote, &fetcher, &blob, 0);
-    }
-
-    #[test]
-    fn what_cannot_be_written_is_shown_from_memory() {
-        let blob = blob();
-        let scratch = tempfile::NamedTempFile::new().unwrap();
-        scratch.as_file().set_len(blob.size()).unwrap();
-        let copy = File::open(scratch.path()).unwrap();
-        let copy = PackedCopy::plain(copy, blob.size());
-        let remote = Arc::new(Remote::new(blob.clone(), copy));
-        let fetcher = Fetcher::new(Limits::default());
-        for at in (0..blob.content.len()).step_by(CHUNK) {
-            chunk(&remote, &fetcher, &blob, at);
-        }
-        assert!(remote.has(&(blob.size() - 1..blob.size())));
-        assert!(!remote.has(&(0..1)), "memory has an end");
-    }
-
-    #[test]
-    fn one_who_waits_gives_up_at_the_deadline() {
-        let blob = blob();
-        let (remote, fetcher) = copied(&blob);
-        let flight = Arc::default();
-        remote.blocks.lock().take_off(&(0..2), &flight);
-        let late = remote.bring(&(0..10), Instant::now(), &fetcher).unwrap();
-        assert_eq!(late, Came::Late);
-        assert!(flight.is_urgent());
     }
 }

@@ -2,10 +2,7 @@
 
 use super::Image;
 use crate::layer::entry::{NAME_BYTES_LIMIT, PATH_BYTES_LIMIT, shown};
-use crate::tree::{NodeId, NodeKind, TreeError};
-
-/// Symbolic links followed for one path at most, as `MAXSYMLINKS` of linux/namei.h.
-const LINKS_LIMIT: u32 = 40;
+use crate::tree::{Blocked, LINKS_LIMIT, NodeId, NodeKind, Paths, Step, TreeError, Way, followed};
 
 /// What is added at the end of a path. Directories on the way are added as needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,18 +45,6 @@ pub enum AddError {
     Tree(#[from] TreeError),
 }
 
-/// How far a path leads: names with what they lead to, from the root down, then names without.
-struct Way {
-    there: Vec<(Vec<u8>, NodeId)>,
-    missing: Vec<Vec<u8>>,
-}
-
-impl Way {
-    fn end(&self) -> NodeId {
-        self.there.last().map_or(NodeId::ROOT, |(_, id)| *id)
-    }
-}
-
 impl Image {
     /// Makes `path` lead somewhere: follows it as a process would whose root is this image (absolute
     /// links start at the image's root, `..` stops there) and adds what is missing. The image's own
@@ -68,27 +53,21 @@ impl Image {
         let way = self.followed(path)?;
         let mut id = way.end();
         let mut news = None;
-        if !way.missing.is_empty() {
-            let node = self.node(id)?;
-            if !matches!(node.kind, NodeKind::Directory) {
-                return Err(AddError::NotADirectory(path.to_vec()));
-            }
-            let last = way.missing.len() - 1;
-            for (place, name) in way.missing.iter().enumerate() {
+        if let Some(last) = way.missing().len().checked_sub(1) {
+            let mtime = self.node(id)?.mtime;
+            for (place, name) in way.missing().enumerate() {
                 let is_directory = place < last || kind == AdditionKind::Directory;
                 let parent = id;
                 id = self
                     .additions
-                    .add(parent, name, is_directory, node.mtime)
+                    .add(parent, name, is_directory, mtime)
                     .ok_or_else(|| AddError::TooMany(path.to_vec()))?;
-                news.get_or_insert_with(|| (parent, name.clone()));
+                news.get_or_insert_with(|| (parent, name.to_vec()));
             }
         }
-        let names = way.there.into_iter().map(|(name, _)| name);
-        let names: Vec<Vec<u8>> = names.chain(way.missing).collect();
         Ok(Added {
             id,
-            path: names.join(&b'/'),
+            path: way.path(),
             news,
         })
     }
@@ -96,60 +75,46 @@ impl Image {
     /// What `path` leads to, followed in the same way; `None` if something on it is missing.
     pub fn resolved(&self, path: &[u8]) -> Result<Option<NodeId>, AddError> {
         let way = self.followed(path)?;
-        Ok(way.missing.is_empty().then(|| way.end()))
+        Ok((way.missing().len() == 0).then(|| way.end()))
     }
 
-    fn followed(&self, path: &[u8]) -> Result<Way, AddError> {
+    fn followed<'a>(&'a self, path: &'a [u8]) -> Result<Way<'a, NodeId>, AddError> {
         let long = || AddError::Long(path.to_vec());
         if path.len() > PATH_BYTES_LIMIT || path.contains(&0) {
             return Err(long());
         }
-        let mut way = Way {
-            there: Vec::new(),
-            missing: Vec::new(),
+        let slashes = path.iter().rev().take_while(|&&byte| byte == b'/').count();
+        // A slash at the end tells of no directory: users write it after files, too.
+        let way = match followed(&self, &path[..path.len() - slashes])? {
+            Ok(way) => way,
+            Err(Blocked::Loop) => return Err(AddError::Loop(path.to_vec())),
+            Err(Blocked::NotADirectory) => return Err(AddError::NotADirectory(path.to_vec())),
         };
-        let mut links = 0;
-        // What is still to be followed, each part before those below it in the stack.
-        let mut pending = vec![path];
-        while let Some(rest) = pending.pop() {
-            let name = match rest.iter().position(|&byte| byte == b'/') {
-                Some(slash) => {
-                    pending.push(&rest[slash + 1..]);
-                    &rest[..slash]
-                }
-                None => rest,
-            };
-            match name {
-                b"" | b"." => {}
-                b".." if way.missing.pop().is_some() => {}
-                b".." => drop(way.there.pop()),
-                name if name.len() > NAME_BYTES_LIMIT => return Err(long()),
-                name if !way.missing.is_empty() => way.missing.push(name.to_vec()),
-                name => {
-                    let directory = way.end();
-                    if !matches!(self.node(directory)?.kind, NodeKind::Directory) {
-                        return Err(AddError::NotADirectory(path.to_vec()));
-                    }
-                    let Some(id) = self.lookup(directory, name)? else {
-                        way.missing.push(name.to_vec());
-                        continue;
-                    };
-                    if !matches!(self.node(id)?.kind, NodeKind::Symlink) {
-                        way.there.push((name.to_vec(), id));
-                        continue;
-                    }
-                    links += 1;
-                    let target = self.link_target(id)?;
-                    if links > LINKS_LIMIT || target.len() > PATH_BYTES_LIMIT {
-                        return Err(AddError::Loop(path.to_vec()));
-                    }
-                    if target.starts_with(b"/") {
-                        way.there.clear();
-                    }
-                    pending.push(target);
-                }
-            }
+        if way.missing().any(|name| name.len() > NAME_BYTES_LIMIT) {
+            return Err(long());
         }
         Ok(way)
+    }
+}
+
+impl<'a> Paths<'a> for &'a Image {
+    type Id = NodeId;
+    type Error = TreeError;
+
+    fn root(&self) -> NodeId {
+        NodeId::ROOT
+    }
+
+    fn child(&self, directory: &NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
+        self.lookup(*directory, name)
+    }
+
+    fn step(&self, id: &NodeId) -> Result<Step<'a>, TreeError> {
+        let image: &'a Image = self;
+        Ok(match image.node(*id)?.kind {
+            NodeKind::Directory => Step::Directory,
+            NodeKind::Symlink => Step::Symlink(image.link_target(*id)?.into()),
+            _ => Step::Other,
+        })
     }
 }

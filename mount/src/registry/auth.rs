@@ -12,9 +12,10 @@ use tokio::sync::{Mutex, OnceCell};
 
 use super::answer::Answer;
 use super::challenge::{Challenge, chosen};
-use super::client::{Access, Body, Client, Request, place_of};
+use super::client::{Access, Body, Client, Request};
 use super::credential::{Found, Identity, found};
 use super::failure::Failure;
+use super::place::place_of;
 use super::settings::{Credentials, Secret};
 
 /// A token server's answer is never longer.

@@ -1,16 +1,14 @@
 //! One repository at one registry: requests with authentication, redirects, deadlines and retries.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE,
 };
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
@@ -21,12 +19,12 @@ use super::auth::Auth;
 use super::content::{Content, while_moving};
 use super::failure::{Failure, Tries};
 use super::mirrors::{Mirror, api_host};
+use super::place::{is_downgrade, is_loopback, place_of, target};
 use super::settings::Settings;
+use super::way::{Way, web_client};
 use crate::blob::BlobError;
 use crate::metric;
 use crate::reference::{RegistryReference, WebAddress};
-
-const USER_AGENT: &str = concat!("sifon/", env!("CARGO_PKG_VERSION"));
 
 /// Redirects that are followed from one request.
 const HOPS: usize = 5;
@@ -429,78 +427,6 @@ impl Client {
     }
 }
 
-/// What lies between us and a host.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// Perhaps a proxy, to which connections may need TLS, whatever they carry.
-    Far,
-    /// A loopback address, which no proxy can reach for us.
-    Near,
-    /// The same without TLS: the system's certificates, of which there are hundreds, need not be read.
-    NearAndPlain,
-}
-
-impl Way {
-    const ALL: usize = 3;
-
-    fn to(url: &Url) -> Self {
-        match url.host_str().is_some_and(is_loopback) {
-            false => Self::Far,
-            true if url.scheme() == "https" => Self::Near,
-            true => Self::NearAndPlain,
-        }
-    }
-}
-
-fn web_client(settings: &Settings, way: Way) -> Result<reqwest::Client, String> {
-    let mut certificates = Vec::new();
-    for file in settings
-        .ca_files
-        .iter()
-        .filter(|_| way != Way::NearAndPlain)
-    {
-        certificates.extend(certificates_in(file)?);
-    }
-    let build = |only_ours: bool| {
-        let mut builder = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .http1_only()
-            .connect_timeout(settings.connect_timeout)
-            .pool_max_idle_per_host(settings.connections.max(1))
-            .tcp_nodelay(true);
-        if way != Way::Far {
-            builder = builder.no_proxy();
-        }
-        let certificates = certificates.iter().cloned();
-        match only_ours {
-            true => builder.tls_certs_only(certificates),
-            false => builder.tls_certs_merge(certificates),
-        }
-        .build()
-    };
-    build(way == Way::NearAndPlain)
-        .or_else(|error| {
-            // A container or a small node without any certificates can still use plain HTTP and our own files.
-            tracing::warn!(%error, "the system's certificates cannot be used");
-            build(true)
-        })
-        .map_err(|error| error.to_string())
-}
-
-fn certificates_in(file: &Path) -> Result<Vec<reqwest::Certificate>, String> {
-    let problem =
-        |error: &dyn std::fmt::Display| format!("certificate file {}: {error}", file.display());
-    let text = std::fs::read(file).map_err(|error| problem(&error))?;
-    let found = reqwest::Certificate::from_pem_bundle(&text).map_err(|error| problem(&error))?;
-    match found.is_empty() {
-        true => Err(problem(&"it holds no PEM certificate")),
-        false => Ok(found),
-    }
-}
-
 /// `Err` with what went wrong when a server for TLS was asked without.
 async fn unless_tls_is_wanted(
     outcome: Result<Answer, Failure>,
@@ -525,74 +451,4 @@ fn is_redirect(status: StatusCode) -> bool {
 /// Whether a redirect with this status means the same request once more (RFC 9110, sections 15.4.8 and 15.4.9).
 fn keeps_method(status: StatusCode) -> bool {
     matches!(status.as_u16(), 307 | 308)
-}
-
-pub(super) fn is_downgrade(from: &Url, to: &Url) -> bool {
-    from.scheme() == "https" && to.scheme() != "https"
-}
-
-/// Where `answer`, which came from `from`, says to go on.
-pub(super) fn target(from: &Url, answer: &Answer) -> Result<Url, Failure> {
-    let wrong = |problem: &str| Failure::wrong(answer.place(), problem);
-    let location = answer
-        .headers()
-        .get(LOCATION)
-        .and_then(|value| value.to_str().ok());
-    let location = location.ok_or_else(|| wrong("redirects without saying where"))?;
-    let url = from
-        .join(location)
-        .map_err(|_| wrong("redirects to something that is no URL"))?;
-    match url.scheme() {
-        "http" | "https" if url.has_host() => Ok(url),
-        _ => Err(wrong("redirects to something that is not HTTP")),
-    }
-}
-
-/// Host and port of a URL, for messages and for counting connections.
-pub(super) fn place_of(url: &Url) -> String {
-    let host = url.host_str().unwrap_or("nowhere");
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    }
-}
-
-/// Whether `host`, with or without a port, is this machine by its name or number.
-pub(super) fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or(rest),
-        None => host.split(':').next().unwrap_or(host),
-    };
-    name.eq_ignore_ascii_case("localhost")
-        || name
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_is_known_by_name_and_number() {
-        for host in [
-            "localhost",
-            "localhost:5000",
-            "127.0.0.1:1",
-            "127.8.9.1",
-            "[::1]:5000",
-            "[::1]",
-        ] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "localhost.example.org",
-            "128.0.0.1",
-            "[::2]",
-            "127.example.org",
-            "docker.io",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 }

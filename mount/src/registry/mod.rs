@@ -14,11 +14,13 @@ mod failure;
 pub mod login;
 mod mirrors;
 mod network;
+mod place;
 mod platform;
 mod push;
 mod remote;
 mod settings;
 mod stream;
+mod way;
 mod web;
 
 use std::io::Read;

@@ -11,11 +11,10 @@ use reqwest::header::{ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use serde_json::{Value, json};
 use tokio::time::timeout_at;
 
-use super::client::{
-    Access, Body, Client, Condition, Question, Request, is_downgrade, target, time_to_send,
-};
+use super::client::{Access, Body, Client, Condition, Question, Request, time_to_send};
 use super::content::{Content, OnSent};
 use super::failure::{Failure, Tries};
+use super::place::{is_downgrade, target};
 use super::settings::Settings;
 use super::{ACCEPT, MANIFEST_BYTES_LIMIT, Registry};
 use crate::blob::BlobError;

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 
 use super::draft::{Draft, NameIndex, NodeIndex, Origin, Put, Refusal, Shape};
-use super::resolve::{Paths, Resolved, Step, resolved};
+use super::resolve::{Blocked, Paths, Resolved, Step, resolved};
 use super::seal::seal;
 use crate::digest::Digest;
 use crate::layer::entry::{Entry, Kind, shown};
@@ -258,10 +258,10 @@ impl<'a> Merging<'a> {
             Resolved::Found(node) if self.draft.shape(node) == Shape::Directory => {
                 return Ok(node);
             }
-            Resolved::Found(_) | Resolved::NotADirectory => {
+            Resolved::Found(_) | Resolved::Blocked(Blocked::NotADirectory) => {
                 return Err(Obstacle::Entry("an entry below a file"));
             }
-            Resolved::Loop => {
+            Resolved::Blocked(Blocked::Loop) => {
                 return Err(Obstacle::Entry("an entry below a loop of symbolic links"));
             }
             Resolved::Missing { at, rest } => (at, rest),
@@ -321,18 +321,19 @@ impl<'a> Paths<'a> for DraftPaths<'_, 'a> {
         Draft::ROOT
     }
 
-    fn child(&self, directory: NodeIndex, name: &[u8]) -> Result<Option<NodeIndex>, Obstacle> {
+    fn child(&self, directory: &NodeIndex, name: &[u8]) -> Result<Option<NodeIndex>, Obstacle> {
         let left = self.lookups_left.get().checked_sub(1);
         self.lookups_left.set(left.ok_or(Obstacle::Entry(
             "the layers' paths lead through symbolic links too many times",
         ))?);
-        let name = self.draft.find(directory, name);
+        let name = self.draft.find(*directory, name);
         Ok(name
             .filter(|name| self.without.is_empty() || !self.without.contains(name))
             .map(|name| self.draft.node(name)))
     }
 
-    fn step(&self, node: NodeIndex) -> Result<Step<'a>, Obstacle> {
+    fn step(&self, node: &NodeIndex) -> Result<Step<'a>, Obstacle> {
+        let node = *node;
         let Origin::Entry { layer, index } = self.draft.origin(node) else {
             return Ok(Step::Directory);
         };
@@ -340,13 +341,9 @@ impl<'a> Paths<'a> for DraftPaths<'_, 'a> {
             Shape::Directory => Step::Directory,
             Shape::Other => Step::Other,
             Shape::Symlink => match self.layers[usize::from(layer)].entry(index.into())?.0.kind {
-                Kind::Symlink { target } => Step::Symlink(target),
+                Kind::Symlink { target } => Step::Symlink(target.into()),
                 _ => Step::Other,
             },
         })
-    }
-
-    fn above(&self, directory: NodeIndex) -> Result<NodeIndex, Obstacle> {
-        Ok(self.draft.above(directory))
     }
 }

@@ -14,6 +14,7 @@ mod tests;
 pub use format::VERSION;
 pub use merge::{MergeError, merge};
 pub use read::{Tree, TreeError, Xattrs};
+pub use resolve::{Blocked, LINKS_LIMIT, Paths, Step, Way, followed};
 
 use crate::layer::entry::Timestamp;
 use crate::layer::table::PieceRange;

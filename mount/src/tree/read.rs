@@ -1,6 +1,6 @@
 //! A tree file read in place. Every access is checked: a damaged file is an error, never a crash or a hang.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::FromBytes;
 
 use super::format::{
     Header, KIND_BLOCK_DEVICE, KIND_CHAR_DEVICE, KIND_DIRECTORY, KIND_FIFO, KIND_REGULAR,
@@ -11,7 +11,7 @@ use super::walk::Walk;
 use super::{Node, NodeId, NodeKind, Resolved};
 use crate::digest::Digest;
 use crate::layer::entry::{NAME_BYTES_LIMIT, Timestamp};
-use crate::layer::table::{PieceRange, xattrs};
+use crate::layer::table::{PieceRange, Records, xattrs};
 use crate::sys::Sealed;
 
 /// What is wrong with a tree file, or with what was asked of it.
@@ -37,9 +37,31 @@ pub type Xattrs<'a> = Vec<(&'a [u8], &'a [u8])>;
 pub struct Tree {
     bytes: Sealed,
     header: Header,
-    nodes_at: usize,
-    names_at: usize,
+    parts: Parts,
+}
+
+/// What follows the header.
+struct Parts {
+    layers: Records<[u8; 32]>,
+    nodes: Records<NodeRecord>,
+    names: Records<NameRecord>,
     bytes_at: usize,
+    end: u64,
+}
+
+impl Parts {
+    fn after(header: &Header) -> Option<Self> {
+        let (layers, at) = Records::from(size_of::<Header>(), header.layers.get().into())?;
+        let (nodes, at) = Records::from(at, header.nodes.get().into())?;
+        let (names, bytes_at) = Records::from(at, header.names.get().into())?;
+        Some(Self {
+            layers,
+            nodes,
+            names,
+            bytes_at,
+            end: header.bytes_len.get().checked_add(bytes_at as u64)?,
+        })
+    }
 }
 
 impl Tree {
@@ -56,31 +78,28 @@ impl Tree {
         if header.file_len.get() != bytes.len() as u64 {
             return Err(TreeError::File("not as long as it was written"));
         }
-        // Counts have 32 bits and records less than 2^7 bytes: no sum of products reaches 2^64 …
-        let part = |count: u32, record: usize| u64::from(count) * record as u64;
-        let nodes_at = size_of::<Header>() as u64 + part(header.layers.get(), size_of::<Digest>());
-        let names_at = nodes_at + part(header.nodes.get(), size_of::<NodeRecord>());
-        let bytes_at = names_at + part(header.names.get(), size_of::<NameRecord>());
-        // … but the length of the bytes may be anything.
-        if bytes_at.checked_add(header.bytes_len.get()) != Some(bytes.len() as u64) {
+        let parts = Parts::after(&header).filter(|parts| parts.end == bytes.len() as u64);
+        let Some(parts) = parts else {
             return Err(TreeError::File("its parts do not fill the file"));
-        }
+        };
         if header.nodes.get() == 0 {
             return Err(TreeError::File("without a root"));
         }
         Ok(Self {
             bytes,
             header,
-            nodes_at: nodes_at as usize,
-            names_at: names_at as usize,
-            bytes_at: bytes_at as usize,
+            parts,
         })
     }
 
     /// The layers it was merged from, the bottom one first: [`Table::layer`](crate::layer::table::Table::layer) of each.
     pub fn layers(&self) -> Result<Vec<Digest>, TreeError> {
-        let (digests, _) = self.bytes[size_of::<Header>()..self.nodes_at].as_chunks::<32>();
-        Ok(digests
+        let layers = self
+            .parts
+            .layers
+            .range(&self.bytes, 0, self.parts.layers.count());
+        let layers = layers.ok_or(TreeError::File("without its layers"))?;
+        Ok(layers
             .iter()
             .map(|&digest| Digest::from_bytes(digest))
             .collect())
@@ -88,7 +107,7 @@ impl Tree {
 
     /// How many nodes there are.
     pub fn node_count(&self) -> u64 {
-        self.header.nodes.get().into()
+        self.parts.nodes.count()
     }
 
     /// Sum of the sizes of all regular files.
@@ -205,9 +224,7 @@ impl Tree {
             .ok_or_else(|| wrong(id, "its attributes are damaged"))
     }
 
-    /// Follows `path` from the root as a process would whose root directory that is: absolute targets of symbolic
-    /// links start there, `..` stops there, the last component is followed, too. Behind a missing name `..` takes
-    /// that name back, so that what is missing can be created.
+    /// Where `path` leads; see [`followed`](super::followed).
     pub fn resolve(&self, path: &[u8]) -> Result<Resolved, TreeError> {
         resolved(&self, path)
     }
@@ -220,15 +237,13 @@ impl Tree {
 
     /// How many names there are in all directories together.
     pub(super) fn name_count(&self) -> u64 {
-        self.header.names.get().into()
+        self.parts.names.count()
     }
 
     fn record(&self, id: NodeId) -> Result<&NodeRecord, TreeError> {
-        let place =
-            id.0.checked_sub(1)
-                .filter(|&place| place < self.node_count());
+        let place = id.0.checked_sub(1);
         place
-            .and_then(|place| self.records(self.nodes_at, place, 1)?.first())
+            .and_then(|place| self.parts.nodes.get(&self.bytes, place))
             .ok_or_else(|| wrong(id, "no such node"))
     }
 
@@ -243,10 +258,8 @@ impl Tree {
     fn names(&self, directory: NodeId) -> Result<&[NameRecord], TreeError> {
         let record = self.directory(directory)?;
         let (first, count) = (record.place.get(), u64::from(record.count.get()));
-        let end = first.checked_add(count);
-        end.filter(|&end| end <= self.name_count())
-            .and_then(|_| self.records(self.names_at, first, count))
-            .ok_or_else(|| wrong(directory, "its names lie outside the file"))
+        let names = self.parts.names.range(&self.bytes, first, count);
+        names.ok_or_else(|| wrong(directory, "its names lie outside the file"))
     }
 
     fn name(&self, directory: NodeId, name: &NameRecord) -> Result<(&[u8], NodeId), TreeError> {
@@ -260,26 +273,10 @@ impl Tree {
         Ok((bytes, node))
     }
 
-    /// `count` records from the `first` one of the part at `at`, which has them: the caller checked its count.
-    fn records<T: FromBytes + KnownLayout + Immutable + Unaligned>(
-        &self,
-        at: usize,
-        first: u64,
-        count: u64,
-    ) -> Option<&[T]> {
-        let at = at + first as usize * size_of::<T>();
-        <[T]>::ref_from_bytes(
-            self.bytes
-                .get(at..)?
-                .get(..count as usize * size_of::<T>())?,
-        )
-        .ok()
-    }
-
     /// `len` of the bytes that records point into.
     fn stretch(&self, at: u64, len: u64) -> Option<&[u8]> {
         let (at, len) = (usize::try_from(at).ok()?, usize::try_from(len).ok()?);
-        self.bytes[self.bytes_at..].get(at..at.checked_add(len)?)
+        self.bytes[self.parts.bytes_at..].get(at..at.checked_add(len)?)
     }
 }
 
@@ -295,20 +292,16 @@ impl<'a> Paths<'a> for &'a Tree {
         NodeId::ROOT
     }
 
-    fn child(&self, directory: NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
-        self.lookup(directory, name)
+    fn child(&self, directory: &NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
+        self.lookup(*directory, name)
     }
 
-    fn step(&self, id: NodeId) -> Result<Step<'a>, TreeError> {
+    fn step(&self, id: &NodeId) -> Result<Step<'a>, TreeError> {
         let tree: &'a Tree = self;
-        Ok(match tree.record(id)?.kind {
+        Ok(match tree.record(*id)?.kind {
             KIND_DIRECTORY => Step::Directory,
-            KIND_SYMLINK => Step::Symlink(tree.link_target(id)?),
+            KIND_SYMLINK => Step::Symlink(tree.link_target(*id)?.into()),
             _ => Step::Other,
         })
-    }
-
-    fn above(&self, directory: NodeId) -> Result<NodeId, TreeError> {
-        self.parent(directory)
     }
 }

@@ -3,4 +3,6 @@
 
 pub mod faulty;
 pub mod http;
+pub mod namespace;
 pub mod real;
+pub mod xattrs;

@@ -17,7 +17,6 @@ use super::serve;
 use crate::container;
 use crate::container::app;
 use crate::container::client::{Hears, Server};
-use crate::container::environment::{self, Variables};
 use crate::container::identity::Identity;
 use crate::container::instance::{self, Detached, Register};
 use crate::container::launch::{Isolation, Launch};
@@ -25,6 +24,7 @@ use crate::container::meeting::Group;
 use crate::container::namespaces::Privilege;
 use crate::container::plan::{self, Host, TargetKind};
 use crate::container::subids::Ranges;
+use crate::container::variables::{Variables, evaluated};
 use crate::container::wire::{Ready, Request};
 use crate::output::fatal;
 use crate::setting::{Context, Error, parsed, require_own};
@@ -307,7 +307,7 @@ fn run_words(
     for argument in arguments {
         words.push(match is_literal {
             true => argument,
-            false => OsString::from_vec(environment::evaluated(argument.as_bytes(), variables)),
+            false => OsString::from_vec(evaluated(argument.as_bytes(), variables)),
         });
     }
     match words.is_empty() {

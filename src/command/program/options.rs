@@ -14,7 +14,8 @@ use sifon_mount::source::is_image_file;
 use super::Action;
 use crate::command::gpu;
 use crate::container::bind::{self, BindRequest};
-use crate::container::environment::{self, Sources, Variables};
+use crate::container::env_file;
+use crate::container::environment::{Sources, Variables};
 use crate::container::plan::Options;
 use crate::container::writable::{Overlay, Place, Writable};
 use crate::setting::Error;
@@ -268,7 +269,7 @@ impl Args {
         if let Some(file) = &self.env_file {
             let text =
                 fs::read(file).map_err(|err| format!("--env-file {}: {err}", file.display()))?;
-            asked.extend(environment::file(&text));
+            asked.extend(env_file::variables(&text));
         }
         asked.extend(assignments(&self.env)?);
         Ok(Sources {

@@ -15,7 +15,7 @@ use super::output::Output;
 use super::plan::{Plan, Step};
 use super::workers::{Bundle, Packed, Workers};
 use super::{BLOCK_BYTES, Settings, SquashfsError};
-use crate::pack::node::Contents;
+use crate::pack::contents::Contents;
 
 /// Fragments that may wait to be compressed before the oldest is written.
 const FRAGMENTS_WAITING: usize = 16;

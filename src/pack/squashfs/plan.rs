@@ -8,8 +8,9 @@ use crossbeam_channel::Receiver;
 use super::catalogue::{Catalogue, FileIndex};
 use super::workers::{Block, Bundle, Workers};
 use super::{BLOCK_BYTES, SquashfsError};
+use crate::pack::contents::Contents;
 use crate::pack::layout::{Placed, Sized, Tail, tail_len};
-use crate::pack::node::{Content, Contents, Source};
+use crate::pack::node::{Content, Source};
 
 /// Steps that are ahead at most: blocks of 128 KiB, plain and packed, so 12 MiB.
 const AHEAD: usize = 48;

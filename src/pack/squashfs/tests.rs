@@ -8,8 +8,8 @@ use backhand::{FilesystemReader, InnerNode};
 
 use super::*;
 use crate::pack::layout::BLOCK_BYTES;
-use crate::pack::node::sample::Sample;
 use crate::pack::node::{PackKind, PackNode};
+use crate::pack::sample::Sample;
 
 mod others;
 
@@ -70,7 +70,7 @@ fn read_back(file: &File) -> Vec<Seen> {
             )
         })
         .collect();
-    nodes.sort_by(|one, other| crate::pack::node::walk_order(&one.0, &other.0));
+    nodes.sort_by(|one, other| crate::pack::path::walk_order(&one.0, &other.0));
     nodes
 }
 

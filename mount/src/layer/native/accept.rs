@@ -12,9 +12,10 @@ use std::thread;
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
 
+use super::blocks::BLOCKS_WAITING;
 use super::cut::{ChunkSink, Cutter};
 use super::headers::{HeaderWriter, RebuildError, rebuild};
-use super::stream::{BLOCKS_WAITING, Blueprint, ConvertError, PlainStream, cut_all};
+use super::stream::{Blueprint, ConvertError, PlainStream, cut_all};
 use crate::digest::ChunkDigest;
 use crate::layer::table::{ChunkIndex, Table, TableWriter};
 

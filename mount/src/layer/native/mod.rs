@@ -12,6 +12,7 @@
 //! The tar headers stay, so that the tar stream can be rebuilt from the file and its diffID checked again.
 
 mod accept;
+mod blocks;
 mod compress;
 mod cut;
 mod headers;

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use bytes::{Buf, Bytes};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use bytes::Bytes;
+use crossbeam_channel::{Sender, bounded};
 use zerocopy::IntoBytes;
 
+use super::blocks::{BLOCKS_WAITING, BlockReader, Blocks, Buffers};
 use super::compress::Compressors;
 use super::cut::{ChunkSink, Cutter};
 use super::headers::{Footer, HeaderWriter};
@@ -26,12 +27,6 @@ use crate::layer::inflate;
 use crate::layer::landmark::Landmarks;
 use crate::layer::table::{Excess, PieceRange, TableWriter};
 use crate::layer::tar::{Content, TarError, TarReader};
-
-/// Bytes that pass from thread to thread at once.
-const BLOCK_BYTES: usize = 512 << 10;
-
-/// Blocks that may wait between two threads.
-pub(super) const BLOCKS_WAITING: usize = 6;
 
 /// A layer may unpack to this many times its packed size, or to [`PLAIN_BYTES_ALWAYS`]: gzip reaches
 /// 1,032 on zeros, real layers rarely 20.
@@ -303,8 +298,6 @@ fn finished(
     Ok(table)
 }
 
-type Blocks = Receiver<io::Result<Bytes>>;
-
 /// Hashes and counts the packed bytes on a thread of their own, which passes them on.
 fn hashed(
     blueprint: Blueprint,
@@ -402,101 +395,6 @@ fn pass_plain_on(packed: Blocks, blocks: &Sender<io::Result<Bytes>>) -> bool {
         if blocks.send(block).is_err() || is_last {
             return is_end;
         }
-    }
-}
-
-/// Buffers of one thread, which come back to it when the next one has used what is in them: fresh memory costs as
-/// much as what is done with it.
-struct Buffers {
-    back: Sender<Vec<u8>>,
-    free: Receiver<Vec<u8>>,
-}
-
-/// A buffer on its way.
-struct Filled {
-    bytes: Vec<u8>,
-    back: Sender<Vec<u8>>,
-}
-
-impl Buffers {
-    fn new() -> Self {
-        // One is being filled, one is being used.
-        let (back, free) = bounded(BLOCKS_WAITING + 2);
-        Self { back, free }
-    }
-
-    /// As many bytes as fill a block; fewer at the end of the stream, none after it.
-    fn next_block(&self, from: &mut impl Read) -> io::Result<Bytes> {
-        let fresh = |_| vec![0; BLOCK_BYTES];
-        let mut bytes = self.free.try_recv().unwrap_or_else(fresh);
-        bytes.resize(BLOCK_BYTES, 0);
-        let mut len = 0;
-        while len < BLOCK_BYTES {
-            match from.read(&mut bytes[len..]) {
-                Ok(0) => break,
-                Ok(more) => len += more,
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => return Err(err),
-            }
-        }
-        bytes.truncate(len);
-        let back = self.back.clone();
-        Ok(Bytes::from_owner(Filled { bytes, back }))
-    }
-}
-
-impl AsRef<[u8]> for Filled {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Filled {
-    fn drop(&mut self) {
-        // Nobody fills it again once the stream has ended.
-        let _ = self.back.try_send(std::mem::take(&mut self.bytes));
-    }
-}
-
-/// Blocks of another thread as a stream.
-struct BlockReader {
-    blocks: Blocks,
-    current: Bytes,
-}
-
-impl BlockReader {
-    fn new(blocks: Blocks) -> Self {
-        Self {
-            blocks,
-            current: Bytes::new(),
-        }
-    }
-
-    /// The next block, when all of the current one is used; empty at the end of the stream.
-    fn next(&mut self) -> io::Result<&Bytes> {
-        self.current = self.blocks.recv().unwrap_or_else(|_| Ok(Bytes::new()))?;
-        Ok(&self.current)
-    }
-}
-
-impl BufRead for BlockReader {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.current.is_empty() {
-            self.next()?;
-        }
-        Ok(&self.current)
-    }
-
-    fn consume(&mut self, len: usize) {
-        self.current.advance(len);
-    }
-}
-
-impl Read for BlockReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.fill_buf()?.read(buffer)?;
-        self.consume(len);
-        Ok(len)
     }
 }
 

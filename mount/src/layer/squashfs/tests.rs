@@ -14,6 +14,11 @@ use super::*;
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::table::{PieceRange, Table, from_reader, stretches};
 
+#[path = "../../../tests/support/xattrs.rs"]
+mod host;
+
+use host::xattrs;
+
 /// The table of the file system `bytes`.
 fn read(bytes: &[u8]) -> Result<Table, SquashfsError> {
     let content = Bytes::copy_from_slice(bytes);
@@ -150,22 +155,6 @@ fn sample() -> tempfile::TempDir {
     directory
 }
 
-fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut names = vec![0; 4096];
-    let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
-    let names = names[..len].split(|&byte| byte == 0);
-    let mut xattrs: Vec<_> = names
-        .filter(|name| !name.is_empty())
-        .map(|name| {
-            let mut value = vec![0; 70_000];
-            let len = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
-            (name.to_vec(), value[..len].to_vec())
-        })
-        .collect();
-    xattrs.sort();
-    xattrs
-}
-
 /// Holds every file below `directory` against the entry of its path; how many there are.
 fn compare(directory: &Path, path: &[u8], bytes: &[u8], table: &Table, all: &Entries<'_>) -> usize {
     let at = directory.join(OsStr::from_bytes(path));
@@ -181,7 +170,7 @@ fn compare(directory: &Path, path: &[u8], bytes: &[u8], table: &Table, all: &Ent
         .map(|(name, value)| (name.to_vec(), value.to_vec()))
         .collect();
     told.sort();
-    assert_eq!(told, xattrs(&at), "{shown}");
+    assert_eq!(told, xattrs(&at).unwrap(), "{shown}");
     let device = metadata.rdev();
     let numbers = (rustix::fs::major(device), rustix::fs::minor(device));
     let mut count = 1;

@@ -9,11 +9,12 @@
 
 mod format;
 mod read;
+mod records;
 mod shapes;
 mod write;
 
-pub(crate) use read::xattrs;
 pub use read::{Proof, Table, TableError, from_reader, key};
+pub(crate) use records::{Records, xattrs};
 pub use shapes::{Checkpoint, Chunk, ChunkIndex, Codec, Piece, PieceRange, Stretch, stretches};
 pub use write::{Excess, TableWriter};
 

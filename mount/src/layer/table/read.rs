@@ -3,10 +3,10 @@
 use std::cmp::Ordering;
 use std::io::{self, Read};
 
-use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::FromBytes;
 
 use super::format::*;
+use super::records::{Records, Stretches, xattrs};
 use super::shapes::{Checkpoint, Chunk, ChunkIndex, Codec, Piece, PieceRange};
 use crate::digest::{ChunkDigest, Digest};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
@@ -52,19 +52,38 @@ pub struct Table {
     layer: Digest,
     index: Option<Digest>,
     lead: u32,
-    entries: Span,
-    pieces: Span,
-    chunks: Span,
-    proofs: Span,
-    windows: Span,
-    names: Span,
+    parts: Parts,
 }
 
-/// A part of the file: where it begins and how many records (for names: bytes) it has.
-#[derive(Clone, Copy)]
-struct Span {
-    at: usize,
-    count: u64,
+/// What follows the header.
+struct Parts {
+    entries: Records<EntryRecord>,
+    pieces: Records<Piece>,
+    chunks: Records<ChunkRecord>,
+    proofs: Records<ProofRecord>,
+    windows: Records<u8>,
+    names_at: usize,
+    end: usize,
+}
+
+impl Parts {
+    fn after(header: &Header) -> Option<Self> {
+        let (entries, at) = Records::from(size_of::<Header>(), header.entries.get())?;
+        let (pieces, at) = Records::from(at, header.pieces.get())?;
+        let (chunks, at) = Records::from(at, header.chunks.get())?;
+        let (proofs, at) = Records::from(at, header.proofs.get())?;
+        let (windows, names_at) = Records::from(at, header.windows_len.get())?;
+        let (_, end) = Records::<u8>::from(names_at, header.names_len.get())?;
+        Some(Self {
+            entries,
+            pieces,
+            chunks,
+            proofs,
+            windows,
+            names_at,
+            end,
+        })
+    }
 }
 
 impl Table {
@@ -84,48 +103,17 @@ impl Table {
         if header.version.get() != VERSION {
             return Err(wrong("written by another version of sifon"));
         }
-        let mut at = size_of::<Header>();
-        let mut part = |count: U64, record: usize| {
-            let span = Span {
-                at,
-                count: count.get(),
-            };
-            at = usize::try_from(count.get())
-                .ok()?
-                .checked_mul(record)?
-                .checked_add(at)?;
-            Some(span)
+        let Some(parts) = Parts::after(&header).filter(|parts| parts.end == bytes.len()) else {
+            return Err(wrong("its parts do not fill the file"));
         };
-        let spans = (|| {
-            Some((
-                part(header.entries, size_of::<EntryRecord>())?,
-                part(header.pieces, size_of::<Piece>())?,
-                part(header.chunks, size_of::<ChunkRecord>())?,
-                part(header.proofs, size_of::<ProofRecord>())?,
-                part(header.windows_len, 1)?,
-                part(header.names_len, 1)?,
-            ))
-        })();
-        match spans {
-            Some((entries, pieces, chunks, proofs, windows, names)) if at == bytes.len() => {
-                Ok(Self {
-                    layer: Digest::from_bytes(header.layer),
-                    index: (header.index != [0; 32]).then(|| Digest::from_bytes(header.index)),
-                    lead: header
-                        .lead
-                        .get()
-                        .min(u32::try_from(chunks.count).unwrap_or(u32::MAX)),
-                    bytes,
-                    entries,
-                    pieces,
-                    chunks,
-                    proofs,
-                    windows,
-                    names,
-                })
-            }
-            _ => Err(wrong("its parts do not fill the file")),
-        }
+        let chunks = u32::try_from(parts.chunks.count()).unwrap_or(u32::MAX);
+        Ok(Self {
+            layer: Digest::from_bytes(header.layer),
+            index: (header.index != [0; 32]).then(|| Digest::from_bytes(header.index)),
+            lead: header.lead.get().min(chunks),
+            bytes,
+            parts,
+        })
     }
 
     /// The chunks that are worth fetching before anybody asks, as the layer's builder thinks: so many from the first on.
@@ -145,29 +133,26 @@ impl Table {
 
     /// How many entries it has.
     pub fn entry_count(&self) -> u64 {
-        self.entries.count
+        self.parts.entries.count()
     }
 
     /// How many chunks it has.
     pub fn chunk_count(&self) -> u64 {
-        self.chunks.count
+        self.parts.chunks.count()
     }
 
     /// All entries with their pieces, in the order of the layer.
     pub fn entries(&self) -> impl Iterator<Item = Result<(Entry<&[u8]>, PieceRange), TableError>> {
-        (0..self.entries.count).map(|index| self.entry(index))
+        (0..self.entry_count()).map(|index| self.entry(index))
     }
 
     /// The entry at `index`, and its pieces.
     pub fn entry(&self, index: u64) -> Result<(Entry<&[u8]>, PieceRange), TableError> {
         let wrong = |problem| self.wrong("entry", index, problem);
-        let record: &EntryRecord = self
-            .record(self.entries, index)
-            .ok_or_else(|| wrong("no such entry"))?;
-        let mut names = NameBytes {
-            bytes: self.name_bytes(),
-            at: usize::try_from(record.names_at.get()).unwrap_or(usize::MAX),
-        };
+        let record = self.parts.entries.get(&self.bytes, index);
+        let record = record.ok_or_else(|| wrong("no such entry"))?;
+        let names = &self.bytes[self.parts.names_at..];
+        let mut names = Stretches::from(names, record.names_at.get());
         let outside = || wrong("its names lie outside the file");
         let path = names.next(record.path_len).ok_or_else(outside)?;
         let target = names.next(record.target_len).ok_or_else(outside)?;
@@ -214,23 +199,18 @@ impl Table {
 
     /// The pieces in `range`.
     pub fn pieces(&self, range: PieceRange) -> Result<&[Piece], TableError> {
-        let end = range.first.checked_add(u64::from(range.count));
-        match end {
-            Some(end) if end <= self.pieces.count => {
-                let at = self.pieces.at + range.first as usize * size_of::<Piece>();
-                let len = range.count as usize * size_of::<Piece>();
-                <[Piece]>::ref_from_bytes(&self.bytes[at..at + len])
-                    .map_err(|_| self.wrong("piece", range.first, "damaged"))
-            }
-            _ => Err(self.wrong("piece", range.first, "no such pieces")),
-        }
+        let pieces = self
+            .parts
+            .pieces
+            .range(&self.bytes, range.first, range.count.into());
+        pieces.ok_or_else(|| self.wrong("piece", range.first, "no such pieces"))
     }
 
     /// Where the layer itself tells of the file whose pieces begin at `first_piece`, if that must be looked at before its bytes
     /// are shown, because nobody vouches for this table.
     pub fn proof(&self, first_piece: u64) -> Option<Proof> {
-        let at = |index| self.record::<ProofRecord>(self.proofs, index);
-        let (mut from, mut to) = (0, self.proofs.count);
+        let at = |index| self.parts.proofs.get(&self.bytes, index);
+        let (mut from, mut to) = (0, self.parts.proofs.count());
         while from < to {
             let middle = from + (to - from) / 2;
             let proof = at(middle)?;
@@ -255,9 +235,8 @@ impl Table {
     /// The chunk at `index`.
     pub fn chunk(&self, index: ChunkIndex) -> Result<Chunk<'_>, TableError> {
         let wrong = |problem| self.wrong("chunk", index.0.into(), problem);
-        let record: &ChunkRecord = self
-            .record(self.chunks, index.0.into())
-            .ok_or_else(|| wrong("no such chunk"))?;
+        let record = self.parts.chunks.get(&self.bytes, index.0.into());
+        let record = record.ok_or_else(|| wrong("no such chunk"))?;
         let codec = match record.codec {
             CODEC_RAW => Codec::Raw,
             CODEC_ZSTD => Codec::Zstd,
@@ -314,25 +293,7 @@ impl Table {
 
     fn window(&self, record: &ChunkRecord) -> Option<&[u8]> {
         let (at, len) = (record.window_at.get(), record.window_len.get());
-        let end = at.checked_add(len.into())?;
-        let inside = end <= self.windows.count;
-        inside.then(|| &self.bytes[self.windows.at + at as usize..self.windows.at + end as usize])
-    }
-
-    fn name_bytes(&self) -> &[u8] {
-        &self.bytes[self.names.at..]
-    }
-
-    fn record<T: FromBytes + KnownLayout + Immutable + Unaligned>(
-        &self,
-        part: Span,
-        index: u64,
-    ) -> Option<&T> {
-        if index >= part.count {
-            return None;
-        }
-        let at = part.at + index as usize * size_of::<T>();
-        T::ref_from_bytes(self.bytes.get(at..at + size_of::<T>())?).ok()
+        self.parts.windows.range(&self.bytes, at, len.into())
     }
 
     fn wrong(&self, part: &'static str, at: u64, problem: &'static str) -> TableError {
@@ -343,33 +304,6 @@ impl Table {
             problem,
         }
     }
-}
-
-/// Takes names one after another.
-struct NameBytes<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> NameBytes<'a> {
-    fn next(&mut self, len: U32) -> Option<&'a [u8]> {
-        let end = self.at.checked_add(len.get() as usize)?;
-        let name = self.bytes.get(self.at..end)?;
-        self.at = end;
-        Some(name)
-    }
-}
-
-/// Attributes as a table (and a tree) keeps them: for each, two lengths as u32, then name and value.
-pub(crate) fn xattrs(bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
-    let mut names = NameBytes { bytes, at: 0 };
-    let mut attributes = Vec::new();
-    while names.at < bytes.len() {
-        let name_len = U32::read_from_bytes(names.next(4.into())?).ok()?;
-        let value_len = U32::read_from_bytes(names.next(4.into())?).ok()?;
-        attributes.push((names.next(name_len)?, names.next(value_len)?));
-    }
-    Some(attributes)
 }
 
 /// Reads a whole table from `from` into memory; for tests and for tables that came over a pipe.

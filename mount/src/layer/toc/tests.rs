@@ -1,4 +1,6 @@
 use super::*;
+use crate::digest::Digest;
+use crate::layer::entry::{Entry, Kind, Timestamp};
 use crate::layer::table::{Table, from_reader};
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";

@@ -156,8 +156,8 @@ proptest! {
                 prop_assert!(!model.files.contains_key(&path));
                 Real::Path(path)
             }
-            Resolved::Loop => Real::Loop,
-            Resolved::NotADirectory => Real::NotADirectory,
+            Resolved::Blocked(Blocked::Loop) => Real::Loop,
+            Resolved::Blocked(Blocked::NotADirectory) => Real::NotADirectory,
         };
         prop_assert_eq!(found, model.real(&path));
 

@@ -8,6 +8,11 @@ use super::*;
 use crate::pack::layout::{Sized, Stored};
 use crate::pack::node::{Source, Standing};
 
+#[path = "../../../../mount/tests/support/xattrs.rs"]
+mod host;
+
+use host::xattrs;
+
 /// A squashfs mounted by the kernel, until this is dropped.
 struct Mounted {
     directory: tempfile::TempDir,
@@ -100,24 +105,6 @@ fn unpacked(file: &tempfile::NamedTempFile) -> Option<(tempfile::TempDir, PathBu
     Some((directory, root))
 }
 
-fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut names = vec![0; 4096];
-    let Ok(len) = rustix::fs::llistxattr(path, &mut names[..]) else {
-        return Vec::new();
-    };
-    let names = names[..len].split(|&byte| byte == 0);
-    let mut xattrs: Vec<_> = names
-        .filter(|name| !name.is_empty())
-        .map(|name| {
-            let mut value = vec![0; 70_000];
-            let len = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
-            (name.to_vec(), value[..len].to_vec())
-        })
-        .collect();
-    xattrs.sort();
-    xattrs
-}
-
 /// Holds every node of `source` against what is at its path in `root`.
 fn compare(source: &Sample, root: &Path) {
     compare_but(source, root, |name| name);
@@ -144,7 +131,11 @@ fn compare_but(source: &Sample, root: &Path, part: impl Fn(Vec<u8>) -> Vec<u8>) 
             parts.sort();
             parts
         };
-        assert_eq!(parts(xattrs(&path)), parts(node.xattrs.clone()), "{shown}");
+        assert_eq!(
+            parts(xattrs(&path).unwrap()),
+            parts(node.xattrs.clone()),
+            "{shown}"
+        );
         let kind = at.file_type();
         match &node.kind {
             PackKind::Directory => assert!(kind.is_dir(), "{shown}"),
@@ -221,7 +212,7 @@ fn everything() -> Sample {
         });
         path += "/d";
     }
-    let order = crate::pack::node::walk_order;
+    let order = crate::pack::path::walk_order;
     source
         .nodes
         .sort_by(|one, other| order(&one.path, &other.path));
