@@ -1,8 +1,8 @@
 //! The program's environment: the image's, the host's and the user's, as Singularity joins them.
 //!
 //! `--env` wins over `SIFONENV_`, `APPTAINERENV_`, `SINGULARITYENV_` (in that order), these over the
-//! image, the image over the host. No shell is involved: `$NAME` and `${NAME}` in the user's values
-//! stand for the container's variables, other shell syntax for itself.
+//! image, the image over the host. No shell is involved: `$NAME`, `${NAME}`, `${NAME:-word}` and `${NAME:+word}` in the user's
+//! values stand for the container's variables, other shell syntax for itself.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -75,6 +75,10 @@ pub struct Sources {
     pub command: Vec<u8>,
     /// `--app`: an app of the image.
     pub app: Option<OsString>,
+    /// Name of the instance that the program joins.
+    pub instance: Option<Vec<u8>>,
+    /// Who the program is inside, for `$UID` and `$GID` in values; the shell inside Apptainer knows these.
+    pub ids: (u32, u32),
 }
 
 /// The environment that the program gets.
@@ -84,6 +88,8 @@ pub fn variables(sources: &Sources) -> Variables {
         variables.insert(b"LANG".to_vec(), b"C".to_vec());
     }
     set(&mut variables, b"HOME", sources.home.clone());
+    let prompt = variables.entry(b"PS1".to_vec());
+    prompt.or_insert_with(|| b"Apptainer> ".to_vec());
     add_asked(&mut variables, sources);
     add_host(&mut variables, sources);
     add_libraries(&mut variables);
@@ -136,14 +142,17 @@ fn add_asked(variables: &mut Map, sources: &Sources) {
             .filter(|(name, _)| is_name(name))
             .cloned(),
     );
-    let prepended = asked.remove(&b"PREPEND_PATH"[..]);
-    let appended = asked.remove(&b"APPEND_PATH"[..]);
+    // A PATH of the user's is the whole of it.
+    let has_path = asked.contains_key(&b"PATH"[..]);
+    let prepended = asked.remove(&b"PREPEND_PATH"[..]).filter(|_| !has_path);
+    let appended = asked.remove(&b"APPEND_PATH"[..]).filter(|_| !has_path);
+    let known = with_ids(variables, sources.ids);
     let expanded: Map = asked
         .into_iter()
         .map(|(name, value)| match sources.is_literal {
             true => (name, value),
             false => {
-                let value = expanded(&value, variables);
+                let value = expanded(&value, &known);
                 (name, value)
             }
         })
@@ -212,9 +221,15 @@ fn add_facts(variables: &mut Map, sources: &Sources) {
             variables.insert(format!("{prefix}_{suffix}").into_bytes(), value.to_vec());
         }
     }
-    variables
-        .entry(b"PS1".to_vec())
-        .or_insert_with(|| b"Apptainer> ".to_vec());
+    for prefix in ["APPTAINER", "SINGULARITY"] {
+        if sources.is_literal {
+            // A runscript asks for it.
+            variables.insert(format!("{prefix}_NO_EVAL").into_bytes(), b"1".to_vec());
+        }
+        if let Some(name) = &sources.instance {
+            variables.insert(format!("{prefix}_INSTANCE").into_bytes(), name.clone());
+        }
+    }
 }
 
 /// Whether the kernel and every shell take it for the name of a variable or of a bash function.
@@ -233,104 +248,76 @@ fn append(list: &mut Vec<u8>, directory: &[u8]) {
     list.extend_from_slice(directory);
 }
 
+/// The variables of the container with those that only shells have.
+fn with_ids(variables: &Map, (uid, gid): (u32, u32)) -> Map {
+    let mut known = variables.clone();
+    for (name, id) in [("UID", uid), ("GID", gid)] {
+        let own = known.entry(name.into());
+        own.or_insert_with(|| id.to_string().into_bytes());
+    }
+    known
+}
+
 fn expanded_once(value: &[u8], variables: &Map, path: &[u8]) -> Vec<u8> {
     let mut variables = variables.clone();
     variables.insert(b"PATH".to_vec(), path.to_vec());
     expanded(value, &variables)
 }
 
-/// `value` with `$NAME` and `${NAME}` replaced; `\$` is a dollar sign, an unknown name nothing.
+/// `value` as between double quotes in a shell: with variables replaced, an unknown one by nothing, and without the backslash
+/// before what would be special. What needs more than variables stands for itself.
 fn expanded(value: &[u8], variables: &Map) -> Vec<u8> {
     let mut plain = Vec::with_capacity(value.len());
     let mut rest = value;
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
-        match byte {
-            b'\\' if after.first() == Some(&b'$') => {
-                plain.push(b'$');
+        match (byte, after.first()) {
+            (b'\\', Some(&escaped @ (b'$' | b'\\' | b'`'))) => {
+                plain.push(escaped);
                 rest = &after[1..];
             }
-            b'$' => match named(after) {
-                Some((name, after)) => {
-                    plain.extend_from_slice(variables.get(name).map_or(&b""[..], Vec::as_slice));
+            (b'$', _) => match substituted(after, variables) {
+                Some((value, after)) => {
+                    plain.extend(value);
                     rest = after;
                 }
                 None => plain.push(b'$'),
             },
-            byte => plain.push(byte),
+            (byte, _) => plain.push(byte),
         }
     }
     plain
 }
 
-/// `value` as a shell in the container would see it between double quotes, as far as `$NAME` and `${NAME}` go.
+/// What stands for a variable after its dollar sign, and what follows it.
+fn substituted<'t>(text: &'t [u8], variables: &Map) -> Option<(Vec<u8>, &'t [u8])> {
+    let value = |name: &[u8]| variables.get(name).cloned().unwrap_or_default();
+    if let Some((name, after)) = named(text) {
+        return Some((value(name), after));
+    }
+    // `${NAME:-word}` or `${NAME:+word}`; a word with braces of its own is not taken apart.
+    let body = text.strip_prefix(b"{")?;
+    let end = body.iter().position(|&byte| byte == b'}')?;
+    let (inside, after) = (&body[..end], &body[end + 1..]);
+    let colon = inside.iter().position(|&byte| byte == b':')?;
+    let (name, word) = (&inside[..colon], inside.get(colon + 2..)?);
+    let is_whole = named(name).is_some_and(|(_, rest)| rest.is_empty());
+    if !is_whole || word.contains(&b'{') {
+        return None;
+    }
+    let value = value(name);
+    let instead = match (inside[colon + 1], value.is_empty()) {
+        (b'-', true) | (b'+', false) => expanded(word, variables),
+        (b'-', false) => value,
+        (b'+', true) => Vec::new(),
+        _ => return None,
+    };
+    Some((instead, after))
+}
+
+/// `value` as a shell in the container would see it between double quotes, as far as variables go.
 pub fn evaluated(value: &[u8], variables: &Variables) -> Vec<u8> {
     expanded(value, &variables.iter().cloned().collect())
-}
-
-/// The variables in a file of `--env-file`: `NAME=VALUE` on each line, perhaps after `export`, the value perhaps between quotes; lines
-/// that begin with `#` and those that say something else are passed over. Names of earlier variables of the file stand for them.
-pub fn file(text: &[u8]) -> Variables {
-    let mut variables = Variables::new();
-    for line in text.split(|&byte| byte == b'\n') {
-        let line = line.trim_ascii();
-        let line = line.strip_prefix(b"export ").unwrap_or(line).trim_ascii();
-        let Some(equals) = line.iter().position(|&byte| byte == b'=') else {
-            continue;
-        };
-        let (name, value) = (&line[..equals], &line[equals + 1..]);
-        if line.starts_with(b"#") || !is_name(name) || name.contains(&b' ') {
-            continue;
-        }
-        let value = unquoted(value);
-        let value = expanded_where(&value, |name| {
-            let earlier = variables.iter().rfind(|(known, _)| known == name);
-            earlier.map(|(_, value)| value.clone())
-        });
-        variables.push((name.to_vec(), value));
-    }
-    variables
-}
-
-/// `value` with those names replaced for which `known` has a value.
-fn expanded_where(value: &[u8], known: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(value.len());
-    let mut rest = value;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        plain.push(byte);
-        match (byte, named(after)) {
-            (b'$', Some((name, after))) => {
-                if let Some(value) = known(name) {
-                    plain.pop();
-                    plain.extend_from_slice(&value);
-                    rest = after;
-                }
-            }
-            (b'\\', _) if after.first() == Some(&b'$') => {
-                plain.push(b'$');
-                rest = &after[1..];
-            }
-            _ => {}
-        }
-    }
-    plain
-}
-
-/// Without the quotes around it; between single ones a dollar sign is itself.
-fn unquoted(value: &[u8]) -> Vec<u8> {
-    let between = |quote: &[u8]| value.strip_prefix(quote)?.strip_suffix(quote);
-    if let Some(value) = between(b"'") {
-        let mut escaped = Vec::with_capacity(value.len());
-        for &byte in value {
-            if byte == b'$' {
-                escaped.push(b'\\');
-            }
-            escaped.push(byte);
-        }
-        return escaped;
-    }
-    between(b"\"").unwrap_or(value).to_vec()
 }
 
 /// The name that stands after a dollar sign, and what follows it.
@@ -435,18 +422,6 @@ mod tests {
         assert_eq!(got(&sources, "PATH").as_deref(), Some(path));
         let libraries = "/opt/lib:/.singularity.d/libs";
         assert_eq!(got(&sources, "LD_LIBRARY_PATH").as_deref(), Some(libraries));
-    }
-
-    #[test]
-    fn a_file_of_variables_is_read_line_by_line() {
-        let text = b"# comment\nA=1\n export B = 2\nexport C=\"x $A\"\nD='$A'\n\nnothing\nE=\n";
-        let expected = list(&[("A", "1"), ("C", "x 1"), ("D", "\\$A"), ("E", "")]);
-        assert_eq!(file(text), expected);
-        let sources = Sources {
-            asked: file(text),
-            ..Sources::default()
-        };
-        assert_eq!(got(&sources, "D").as_deref(), Some("$A"));
     }
 
     #[test]
@@ -562,7 +537,11 @@ mod tests {
             ("$", "$"),
             ("$1", "$1"),
             ("${A", "${A"),
-            ("${A:-x}", "${A:-x}"),
+            ("${A:-x}${none:-y}", "1y"),
+            ("${A:+$_b2}${none:+y}", "2"),
+            ("${A:-${none}}", "${A:-}"),
+            ("${A#x}", "${A#x}"),
+            (r"a\\b\`c", r"a\b`c"),
             ("$(id)", "$(id)"),
             ("`id`", "`id`"),
         ] {

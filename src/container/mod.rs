@@ -11,6 +11,7 @@ mod error;
 pub mod bind;
 pub mod environment;
 pub mod identity;
+pub mod runscript;
 pub mod scripts;
 
 pub mod app;

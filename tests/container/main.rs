@@ -18,4 +18,6 @@ mod overlay;
 mod process;
 mod script;
 mod server;
+mod transcript;
+mod transcripts;
 mod view;
