@@ -175,10 +175,11 @@ fn start(
         name: name.to_owned(),
         pid,
         started: started(pid).ok_or_else(|| format!("instance {name} ended at once"))?,
-        image: image.to_string_lossy().into_owned(),
+        image: shown(image).to_string_lossy().into_owned(),
         out,
         err,
         is_root_inside: args.program.is_root_inside(),
+        home: args.program.home_inside(),
         about,
     })?;
     if let Some(file) = &args.pid_file {
@@ -187,6 +188,13 @@ fn start(
     }
     tracing::info!("instance started successfully");
     Ok(ExitCode::SUCCESS)
+}
+
+/// An image as a list names it: a file with its whole path.
+fn shown(image: &OsStr) -> OsString {
+    let path = std::path::absolute(image).ok();
+    let file = path.filter(|path| path.exists());
+    file.map_or_else(|| image.to_owned(), OsString::from)
 }
 
 /// The process that goes on: without the caller's session and input.

@@ -352,7 +352,8 @@ impl Stage {
         rustix::fs::openat(above, name, flags, Mode::empty())
     }
 
-    /// The target, made if it is missing in a directory of ours: there, the server cannot add it.
+    /// The target, made if it is missing where the server cannot add it: in a directory of ours, or in one of the host's that
+    /// another bind shows. A symlink never leads to such a place, because it would be the image that says what is made.
     pub(super) fn target(&self, target: &Target<'_>) -> Result<OwnedFd, Errno> {
         match target.open() {
             Err(Errno::NOENT) => {
@@ -375,7 +376,10 @@ impl Stage {
             }
         };
         if rustix::fs::fstat(&at)?.st_dev != self.device {
-            return Err(Errno::NOENT);
+            if !target.bind.is_required {
+                return Err(Errno::NOENT);
+            }
+            at = target.open_without_links(path)?;
         }
         while let Some(name) = missing.pop() {
             if missing.is_empty() && target.bind.kind == TargetKind::File {
@@ -429,6 +433,13 @@ impl Target<'_> {
             }
         }
         Err(Errno::AGAIN)
+    }
+
+    /// What it finds at another path on which there is no symlink.
+    fn open_without_links(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        rustix::fs::openat2(self.image, path, flags, Mode::empty(), resolve)
     }
 
     /// The path that the server resolved, component by component: a symlink on it is an error.

@@ -1,8 +1,8 @@
 //! The program's environment: the image's, the host's and the user's, as Singularity joins them.
 //!
 //! `--env` wins over `SIFONENV_`, `APPTAINERENV_`, `SINGULARITYENV_` (in that order), these over the
-//! image, the image over the host. No shell is involved: `$NAME` and `${NAME}` in the user's values
-//! stand for the container's variables, other shell syntax for itself.
+//! image, the image over the host. No shell is involved: `$NAME`, `${NAME}`, `${NAME:-word}` and `${NAME:+word}` in the user's
+//! values stand for the container's variables, other shell syntax for itself.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -74,6 +74,10 @@ pub struct Sources {
     pub command: Vec<u8>,
     /// `--app`: an app of the image.
     pub app: Option<OsString>,
+    /// Name of the instance that the program joins.
+    pub instance: Option<Vec<u8>>,
+    /// Who the program is inside, for `$UID` and `$GID` in values; the shell inside Apptainer knows these.
+    pub ids: (u32, u32),
 }
 
 /// The environment that the program gets.
@@ -83,6 +87,8 @@ pub fn variables(sources: &Sources) -> Variables {
         variables.insert(b"LANG".to_vec(), b"C".to_vec());
     }
     set(&mut variables, b"HOME", sources.home.clone());
+    let prompt = variables.entry(b"PS1".to_vec());
+    prompt.or_insert_with(|| b"Apptainer> ".to_vec());
     add_asked(&mut variables, sources);
     add_host(&mut variables, sources);
     add_libraries(&mut variables);
@@ -133,14 +139,17 @@ fn add_asked(variables: &mut Map, sources: &Sources) {
             .filter(|(name, _)| is_name(name))
             .cloned(),
     );
-    let prepended = asked.remove(&b"PREPEND_PATH"[..]);
-    let appended = asked.remove(&b"APPEND_PATH"[..]);
+    // A PATH of the user's is the whole of it.
+    let has_path = asked.contains_key(&b"PATH"[..]);
+    let prepended = asked.remove(&b"PREPEND_PATH"[..]).filter(|_| !has_path);
+    let appended = asked.remove(&b"APPEND_PATH"[..]).filter(|_| !has_path);
+    let known = with_ids(variables, sources.ids);
     let expanded: Map = asked
         .into_iter()
         .map(|(name, value)| match sources.is_literal {
             true => (name, value),
             false => {
-                let value = expanded(&value, variables);
+                let value = expanded(&value, &known);
                 (name, value)
             }
         })
@@ -209,9 +218,15 @@ fn add_facts(variables: &mut Map, sources: &Sources) {
             variables.insert(format!("{prefix}_{suffix}").into_bytes(), value.to_vec());
         }
     }
-    variables
-        .entry(b"PS1".to_vec())
-        .or_insert_with(|| b"Apptainer> ".to_vec());
+    for prefix in ["APPTAINER", "SINGULARITY"] {
+        if sources.is_literal {
+            // A runscript asks for it.
+            variables.insert(format!("{prefix}_NO_EVAL").into_bytes(), b"1".to_vec());
+        }
+        if let Some(name) = &sources.instance {
+            variables.insert(format!("{prefix}_INSTANCE").into_bytes(), name.clone());
+        }
+    }
 }
 
 /// Adds one more directory to a list separated by colons.
@@ -225,6 +240,16 @@ fn append(list: &mut Vec<u8>, directory: &[u8]) {
     list.extend_from_slice(directory);
 }
 
+/// The variables of the container with those that only shells have.
+fn with_ids(variables: &Map, (uid, gid): (u32, u32)) -> Map {
+    let mut known = variables.clone();
+    for (name, id) in [("UID", uid), ("GID", gid)] {
+        let own = known.entry(name.into());
+        own.or_insert_with(|| id.to_string().into_bytes());
+    }
+    known
+}
+
 fn expanded_once(value: &[u8], variables: &Map, path: &[u8]) -> Vec<u8> {
     let mut variables = variables.clone();
     variables.insert(b"PATH".to_vec(), path.to_vec());
@@ -234,7 +259,6 @@ fn expanded_once(value: &[u8], variables: &Map, path: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::env_file;
 
     fn list(pairs: &[(&str, &str)]) -> Variables {
         pairs
@@ -313,15 +337,6 @@ mod tests {
         assert_eq!(got(&sources, "PATH").as_deref(), Some(path));
         let libraries = "/opt/lib:/.singularity.d/libs";
         assert_eq!(got(&sources, "LD_LIBRARY_PATH").as_deref(), Some(libraries));
-    }
-
-    #[test]
-    fn between_single_quotes_in_a_file_a_dollar_sign_is_itself() {
-        let sources = Sources {
-            asked: env_file::variables(b"D='$A'\n"),
-            ..Sources::default()
-        };
-        assert_eq!(got(&sources, "D").as_deref(), Some("$A"));
     }
 
     #[test]
@@ -437,7 +452,11 @@ mod tests {
             ("$", "$"),
             ("$1", "$1"),
             ("${A", "${A"),
-            ("${A:-x}", "${A:-x}"),
+            ("${A:-x}${none:-y}", "1y"),
+            ("${A:+$_b2}${none:+y}", "2"),
+            ("${A:-${none}}", "${A:-}"),
+            ("${A#x}", "${A#x}"),
+            (r"a\\b\`c", r"a\b`c"),
             ("$(id)", "$(id)"),
             ("`id`", "`id`"),
         ] {

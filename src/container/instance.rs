@@ -42,6 +42,9 @@ pub struct Instance {
     pub err: PathBuf,
     /// Whether its user is root inside.
     pub is_root_inside: bool,
+    /// Home in it, if it is not the caller's own.
+    #[serde(default)]
+    pub home: Option<PathBuf>,
     /// What the image says of itself.
     pub about: Ready,
 }
@@ -170,6 +173,7 @@ impl Instance {
                 process::drop_privileges(privilege, self.is_root_inside)?;
                 let sources = Sources {
                     image: app::environment(environment.app.as_deref(), &self.about.environment)?,
+                    instance: Some(self.name.clone().into_bytes()),
                     ..environment
                 };
                 let mut variables = environment::variables(&sources);
@@ -316,6 +320,7 @@ mod tests {
             out: "/x".into(),
             err: "/y".into(),
             is_root_inside: false,
+            home: None,
             about: Ready::default(),
         };
         register.add(&instance).unwrap();

@@ -10,9 +10,9 @@ mod error;
 
 pub mod bind;
 pub mod identity;
+pub mod runscript;
 pub mod variables;
 
-pub mod env_file;
 pub mod environment;
 pub mod scripts;
 

@@ -53,6 +53,8 @@ pub struct Host<'a> {
     pub identity: &'a Identity,
     /// The current directory, without symlinks; none if it was removed or cannot be named.
     pub directory: Option<&'a Path>,
+    /// The same as the caller's shell names it, perhaps through symlinks.
+    pub named_directory: Option<&'a Path>,
     /// What a path of the host is, symlinks followed; none if it is not there or cannot be reached.
     pub kind_of: &'a dyn Fn(&Path) -> Option<TargetKind>,
 }
@@ -152,7 +154,9 @@ pub fn plan(options: &Options, host: &Host<'_>) -> Result<Plan, Error> {
         let inside = format!("scratch/{}", path.display());
         binds.push(own_directory(options, path, &inside, 0o755));
     }
-    binds.extend(current_directory(&binds, options, host));
+    for directory in [host.directory, host.named_directory].into_iter().flatten() {
+        binds.extend(current_directory(&binds, options, host, directory));
+    }
     binds.extend(resolver(options, host));
     for request in &options.binds {
         binds.push(asked_for(request, host)?);
@@ -233,7 +237,7 @@ fn temporary(options: &Options, host: &Host<'_>) -> Vec<Bind> {
     }
     let mut binds = Vec::new();
     for (path, inside) in [("/tmp", "tmp"), ("/var/tmp", "var_tmp")] {
-        match options.is_contained || options.work_directory.is_some() {
+        match options.is_contained {
             true => binds.push(own_directory(options, Path::new(path), inside, 0o1777)),
             false => binds.extend(optional(host, path)),
         }
@@ -343,8 +347,12 @@ fn asked_for(request: &BindRequest, host: &Host<'_>) -> Result<Bind, Error> {
 }
 
 /// The current directory, unless the program sees it anyway or must see the image's.
-fn current_directory(binds: &[Bind], options: &Options, host: &Host<'_>) -> Option<Bind> {
-    let directory = host.directory?;
+fn current_directory(
+    binds: &[Bind],
+    options: &Options,
+    host: &Host<'_>,
+    directory: &Path,
+) -> Option<Bind> {
     let is_seen = binds.iter().any(|bind| directory.starts_with(&bind.target));
     let is_covered = options
         .binds
@@ -373,8 +381,12 @@ fn directories(options: &Options, host: &Host<'_>, home: Option<&Path>) -> Vec<P
     if let Some(directory) = &options.directory {
         return vec![directory.clone()];
     }
-    let here = host.directory.filter(|_| !options.is_contained);
-    let mut directories: Vec<PathBuf> = here.into_iter().map(Path::to_path_buf).collect();
+    let mut directories: Vec<PathBuf> = Vec::new();
+    if !options.is_contained {
+        let here = [host.named_directory, host.directory];
+        directories.extend(here.into_iter().flatten().map(Path::to_path_buf));
+        directories.dedup();
+    }
     directories.extend(home.map(Path::to_path_buf));
     directories.push("/".into());
     directories
@@ -425,6 +437,7 @@ mod tests {
             &Host {
                 identity: &identity,
                 directory,
+                named_directory: None,
                 kind_of: &kind_of,
             },
         )
@@ -550,6 +563,7 @@ mod tests {
         let host = Host {
             identity: &identity,
             directory: None,
+            named_directory: None,
             kind_of: &kind_of,
         };
         for source in ["/missing", "relative"] {

@@ -69,6 +69,26 @@ pub fn exported<'s>(from: &Variables, scripts: impl IntoIterator<Item = &'s [u8]
     exported.into_iter().filter_map(value).collect()
 }
 
+/// The variables that the text of `--env-file` sets; it can name those in `from` and its own. The first command in it that needs a
+/// shell, if there is one.
+pub fn of_file(text: &[u8], from: &Variables) -> Result<Variables, Vec<u8>> {
+    let mut set: Map = from.iter().cloned().collect();
+    let mut names = Vec::new();
+    for command in commands(text) {
+        let words = command.strip_prefix(b"export ").unwrap_or(&command);
+        let assigned = assignments(words.trim_ascii(), Until::Outside, &set);
+        if assigned.is_empty() || assigned.iter().any(|(_, value)| value.is_none()) {
+            return Err(command);
+        }
+        for (name, value) in assigned {
+            set.insert(name.clone(), value.unwrap_or_default());
+            names.push(name);
+        }
+    }
+    let value = |name: Vec<u8>| set.get(&name).cloned().map(|value| (name, value));
+    Ok(names.into_iter().filter_map(value).collect())
+}
+
 /// Runs one command; inside of what is not understood only its end is looked for.
 fn run(command: &[u8], set: &mut Map, exported: &mut Vec<Vec<u8>>, depth: &mut usize) {
     let first = command.split(|byte| byte.is_ascii_whitespace()).next();
@@ -88,7 +108,7 @@ fn run(command: &[u8], set: &mut Map, exported: &mut Vec<Vec<u8>>, depth: &mut u
         _ if *depth > 0 => {}
         b"then" => run(command[4..].trim_ascii(), set, exported, depth),
         b"export" => {
-            for (name, value) in assignments(command[6..].trim_ascii(), set) {
+            for (name, value) in assignments(command[6..].trim_ascii(), Until::Space, set) {
                 if let Some(value) = value {
                     set.insert(name.clone(), value);
                 }
@@ -101,7 +121,7 @@ fn run(command: &[u8], set: &mut Map, exported: &mut Vec<Vec<u8>>, depth: &mut u
             }
         }
         _ => {
-            for (name, value) in assignments(command, set) {
+            for (name, value) in assignments(command, Until::Space, set) {
                 if let Some(value) = value {
                     set.insert(name, value);
                 }
@@ -162,7 +182,7 @@ fn commands(script: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// `NAME=word NAME …`; nothing if any part of it is something else.
-fn assignments(text: &[u8], set: &Map) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+fn assignments(text: &[u8], until: Until, set: &Map) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let mut assignments = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
@@ -177,7 +197,7 @@ fn assignments(text: &[u8], set: &Map) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
         rest = match after.split_first() {
             Some((b'=', after)) => {
                 let mut plain = Vec::new();
-                let Some(after) = word(after, Until::Space, set, &mut plain, 0) else {
+                let Some(after) = word(after, until, set, &mut plain, 0) else {
                     return Vec::new();
                 };
                 assignments.push((name.to_vec(), Some(plain)));
@@ -200,6 +220,8 @@ fn assignments(text: &[u8], set: &Map) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {
     Space,
+    /// A space, too; a backslash outside quotes stays for what evaluates the value once more.
+    Outside,
     Quote,
     Brace,
 }
@@ -222,8 +244,10 @@ fn word<'t>(
     while let Some((&byte, after)) = rest.split_first() {
         rest = match (byte, until) {
             (b'"', Until::Quote) | (b'}', Until::Brace) => return Some(after),
-            (byte, Until::Space) if byte.is_ascii_whitespace() => return Some(rest),
-            (b'\'', Until::Space | Until::Brace) => {
+            (byte, Until::Space | Until::Outside) if byte.is_ascii_whitespace() => {
+                return Some(rest);
+            }
+            (b'\'', Until::Space | Until::Outside | Until::Brace) => {
                 let end = after.iter().position(|&byte| byte == b'\'')?;
                 plain.extend_from_slice(&after[..end]);
                 &after[end + 1..]
@@ -232,7 +256,7 @@ fn word<'t>(
             (b'\\', until) => {
                 let (&escaped, after) = after.split_first()?;
                 let is_special = b"$`\"\\\n".contains(&escaped) || until == Until::Space;
-                if !is_special {
+                if !is_special || until == Until::Outside {
                     plain.push(b'\\');
                 }
                 if escaped != b'\n' {
@@ -242,14 +266,16 @@ fn word<'t>(
             }
             (b'`', _) => return None,
             (b'$', _) => variable(after, set, plain, depth)?,
-            (b'&' | b'|' | b'<' | b'>' | b'(' | b')', Until::Space) => return None,
+            (b'&' | b'|' | b'<' | b'>' | b'(' | b')', Until::Space | Until::Outside) => {
+                return None;
+            }
             (byte, _) => {
                 plain.push(byte);
                 after
             }
         };
     }
-    (until == Until::Space).then_some(rest)
+    matches!(until, Until::Space | Until::Outside).then_some(rest)
 }
 
 /// Appends what stands for `$NAME`, `${NAME}`, `${NAME:-word}` or `${NAME:+word}` after its dollar sign; what follows it.
@@ -300,6 +326,35 @@ fn is_name(name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_file_of_variables_is_read_as_a_shell_reads_it() {
+        let from = vec![(b"HOST".to_vec(), b"h".to_vec())];
+        let read = |text: &str| {
+            let variables = of_file(text.as_bytes(), &from).ok()?;
+            let text = |bytes| String::from_utf8(bytes).unwrap();
+            let lines = variables
+                .into_iter()
+                .map(|(name, value)| format!("{}={}", text(name), text(value)));
+            Some(lines.collect::<Vec<_>>().join("|"))
+        };
+        for (text, expected) in [
+            ("", Some("")),
+            ("# comment\nA=1\n\nexport B=\"x $A\"\n", Some("A=1|B=x 1")),
+            ("A='$B'\nC=$HOST$none", Some("A=$B|C=h")),
+            (
+                "A=\"two\nlines\"; B=a\"b\"c # end",
+                Some("A=two\nlines|B=abc"),
+            ),
+            (r"A=\$B C=a\ b", Some(r"A=\$B|C=a\ b")),
+            (r#"A="\$B""#, Some("A=$B")),
+            ("A=1\nno equals", None),
+            ("A=two words", None),
+            ("A=$(id)", None),
+        ] {
+            assert_eq!(read(text).as_deref(), expected, "{text}");
+        }
+    }
+
     use super::*;
     use crate::pack::shell;
 

@@ -17,7 +17,7 @@ use super::error::Error;
 use super::process;
 
 /// Runs `program`, which becomes one, as a process of a new process namespace, for which this process has called unshare(2), and
-/// ends as it does; where it `stays`, not if that is a success, but when a signal comes. `report` prints why `program`
+/// ends as it does; where it `stays`, not if that was an exit of its own, but when a signal comes. `report` prints why `program`
 /// returned; `begun` is called in each process that stays above the program: in this one with the number of the other. Returns
 /// only if no process can be made; this one must have a single thread.
 pub fn supervised(
@@ -97,7 +97,9 @@ fn first_process(
     let program = released(program, report)?;
     begun(None).map_err(io::Error::other)?;
     let mut status = pass_signals_until_the_end(signals, program)?;
-    if stays && status.exit_status() == Some(0) {
+    // Ours, if the program could not be started; a script that ended, however, leaves its instance.
+    const FAILED: i32 = 255;
+    if stays && status.exit_status().is_some_and(|code| code != FAILED) {
         // Those that it started go on, and others can join.
         let waiting = released(|| Err(process::wait_for_a_signal()), report)?;
         status = pass_signals_until_the_end(signals, waiting)?;

@@ -13,58 +13,60 @@ pub(super) fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && !name.contains(&b'=') && !name.contains(&0)
 }
 
-/// `value` with `$NAME` and `${NAME}` replaced; `\$` is a dollar sign, an unknown name nothing.
+/// `value` as between double quotes in a shell: with variables replaced, an unknown one by nothing, and without the backslash
+/// before what would be special. What needs more than variables stands for itself.
 pub(super) fn expanded(value: &[u8], variables: &Map) -> Vec<u8> {
     let mut plain = Vec::with_capacity(value.len());
     let mut rest = value;
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
-        match byte {
-            b'\\' if after.first() == Some(&b'$') => {
-                plain.push(b'$');
+        match (byte, after.first()) {
+            (b'\\', Some(&escaped @ (b'$' | b'\\' | b'`'))) => {
+                plain.push(escaped);
                 rest = &after[1..];
             }
-            b'$' => match named(after) {
-                Some((name, after)) => {
-                    plain.extend_from_slice(variables.get(name).map_or(&b""[..], Vec::as_slice));
+            (b'$', _) => match substituted(after, variables) {
+                Some((value, after)) => {
+                    plain.extend(value);
                     rest = after;
                 }
                 None => plain.push(b'$'),
             },
-            byte => plain.push(byte),
+            (byte, _) => plain.push(byte),
         }
     }
     plain
 }
 
-/// `value` as a shell in the container would see it between double quotes, as far as `$NAME` and `${NAME}` go.
+/// What stands for a variable after its dollar sign, and what follows it.
+fn substituted<'t>(text: &'t [u8], variables: &Map) -> Option<(Vec<u8>, &'t [u8])> {
+    let value = |name: &[u8]| variables.get(name).cloned().unwrap_or_default();
+    if let Some((name, after)) = named(text) {
+        return Some((value(name), after));
+    }
+    // `${NAME:-word}` or `${NAME:+word}`; a word with braces of its own is not taken apart.
+    let body = text.strip_prefix(b"{")?;
+    let end = body.iter().position(|&byte| byte == b'}')?;
+    let (inside, after) = (&body[..end], &body[end + 1..]);
+    let colon = inside.iter().position(|&byte| byte == b':')?;
+    let (name, word) = (&inside[..colon], inside.get(colon + 2..)?);
+    let is_whole = named(name).is_some_and(|(_, rest)| rest.is_empty());
+    if !is_whole || word.contains(&b'{') {
+        return None;
+    }
+    let value = value(name);
+    let instead = match (inside[colon + 1], value.is_empty()) {
+        (b'-', true) | (b'+', false) => expanded(word, variables),
+        (b'-', false) => value,
+        (b'+', true) => Vec::new(),
+        _ => return None,
+    };
+    Some((instead, after))
+}
+
+/// `value` as a shell in the container would see it between double quotes, as far as variables go.
 pub fn evaluated(value: &[u8], variables: &Variables) -> Vec<u8> {
     expanded(value, &variables.iter().cloned().collect())
-}
-
-/// `value` with those names replaced for which `known` has a value.
-pub(super) fn expanded_where(value: &[u8], known: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(value.len());
-    let mut rest = value;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        plain.push(byte);
-        match (byte, named(after)) {
-            (b'$', Some((name, after))) => {
-                if let Some(value) = known(name) {
-                    plain.pop();
-                    plain.extend_from_slice(&value);
-                    rest = after;
-                }
-            }
-            (b'\\', _) if after.first() == Some(&b'$') => {
-                plain.push(b'$');
-                rest = &after[1..];
-            }
-            _ => {}
-        }
-    }
-    plain
 }
 
 /// The name that stands after a dollar sign, and what follows it.

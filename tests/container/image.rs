@@ -37,6 +37,15 @@ impl ImageBuilder {
 
     /// Busybox in /bin, and nothing else.
     pub fn empty() -> Option<Self> {
+        Self::with_applets(&APPLETS)
+    }
+
+    /// The same without a shell.
+    pub fn without_shell() -> Option<Self> {
+        Self::with_applets(&APPLETS[1..])
+    }
+
+    fn with_applets(names: &[&str]) -> Option<Self> {
         let Ok(busybox) = fs::read(BUSYBOX) else {
             eprintln!("skipped: {BUSYBOX} is missing (Debian package busybox-static)");
             return None;
@@ -46,7 +55,7 @@ impl ImageBuilder {
             config: json!({}),
         };
         image.file("bin/busybox", &busybox, 0o755);
-        for name in APPLETS {
+        for name in names {
             image.link(&format!("bin/{name}"), "busybox");
         }
         Some(image)
@@ -132,6 +141,11 @@ impl ImageBuilder {
 }
 
 impl Image {
+    /// The layout.
+    pub fn directory(&self) -> &Path {
+        self.0.path()
+    }
+
     /// What to call it on the command line.
     pub fn reference(&self) -> String {
         format!("oci:{}:latest", self.0.path().display())

@@ -22,4 +22,6 @@ mod overlay;
 mod process;
 mod script;
 mod server;
+mod transcript;
+mod transcripts;
 mod view;

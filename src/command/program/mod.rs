@@ -23,6 +23,7 @@ use crate::container::launch::{Isolation, Launch};
 use crate::container::meeting::Group;
 use crate::container::namespaces::Privilege;
 use crate::container::plan::{self, Host, TargetKind};
+use crate::container::runscript;
 use crate::container::subids::Ranges;
 use crate::container::variables::{Variables, evaluated};
 use crate::container::wire::{Ready, Request};
@@ -121,21 +122,15 @@ fn start(
         true => Identity::root()?,
         false => Identity::of_caller()?,
     };
-    let directory = std::env::current_dir()
-        .ok()
-        .filter(|directory| directory.is_absolute());
+    let directory = current_directory();
     let options = args.options(binds)?;
     if let (Some((_, target)), Some(user)) = (&options.home, &mut identity.user) {
         user.home = target.as_os_str().as_bytes().to_vec();
     }
-    for path in options.scratch.iter().filter(|_| args.workdir.is_some()) {
-        if let Some(work_directory) = &options.work_directory {
-            fs::create_dir_all(work_directory.join(format!("scratch/{}", path.display())))?;
-        }
-    }
     let host = Host {
         identity: &identity,
-        directory: directory.as_deref(),
+        directory: directory.as_ref().map(|(directory, _)| &**directory),
+        named_directory: directory.as_ref().map(|(_, named)| &**named),
         kind_of: &kind_of,
     };
     let plan = plan::plan(&options, &host)?;
@@ -178,7 +173,7 @@ fn join(args: &Args, name: &OsStr, action: Action) -> Result<Infallible, Error> 
         .and_then(|name| register.find(name))
         .ok_or_else(|| format!("no instance found with name {shown}"))?;
     let identity = Identity::of_caller()?;
-    let home = identity.home();
+    let home = instance.home.clone().or_else(|| identity.home());
     let image = OsString::from(&instance.image);
     let environment = args.environment(&image, &action, home.as_deref(), Vec::new())?;
     let directories = match &args.pwd {
@@ -263,14 +258,24 @@ fn words(
         Action::Instance(arguments) => {
             const SCRIPT: &str = "/.singularity.d/startscript";
             let mut words: Vec<OsString> = Vec::new();
-            if ready.has_own_scripts && Path::new(SCRIPT).exists() {
+            if ready.has_own_scripts && Path::new(SCRIPT).exists() && has_shell() {
                 words.push(SCRIPT.into());
                 words.extend(arguments);
             }
             Ok(words)
         }
         Action::Shell(shell, arguments) => {
-            let mut words = match shell {
+            let is_there = |shell: &PathBuf| {
+                let is_name = !shell.as_os_str().as_bytes().contains(&b'/');
+                is_name || shell.exists()
+            };
+            if let Some(missing) = shell.as_ref().filter(|shell| !is_there(shell)) {
+                tracing::warn!(
+                    "the image has no {}: its own shell is used",
+                    missing.display()
+                );
+            }
+            let mut words = match shell.filter(is_there) {
                 Some(shell) => vec![shell.into_os_string()],
                 None if Path::new("/bin/bash").exists() => {
                     vec!["/bin/bash".into(), "--norc".into()]
@@ -283,6 +288,11 @@ fn words(
     }
 }
 
+/// Whether scripts can be run.
+fn has_shell() -> bool {
+    Path::new("/bin/sh").exists()
+}
+
 /// The script of an image that Singularity made, or ENTRYPOINT and CMD as Docker joins them: arguments take the place of CMD. Arguments
 /// are evaluated once more, as Singularity does in an image from a registry.
 fn run_words(
@@ -291,18 +301,26 @@ fn run_words(
     variables: &Variables,
     is_literal: bool,
 ) -> Result<Vec<OsString>, container::Error> {
-    const SCRIPT: &str = "/.singularity.d/runscript";
     let named = |words: &[Vec<u8>]| -> Vec<OsString> {
         words.iter().cloned().map(OsString::from_vec).collect()
     };
-    let mut words = named(&ready.entrypoint);
-    if words.is_empty() && ready.command.is_empty() && ready.has_own_scripts {
-        words.push(SCRIPT.into());
-        words.extend(arguments);
-        return Ok(words);
+    let (mut entrypoint, mut command) = (named(&ready.entrypoint), named(&ready.command));
+    if entrypoint.is_empty() && command.is_empty() && ready.has_own_scripts {
+        let needs_shell = !is_literal
+            && arguments
+                .iter()
+                .any(|argument| runscript::needs_shell(argument));
+        match own_words().filter(|_| !(needs_shell && has_shell())) {
+            Some(words) => (entrypoint, command) = words,
+            None => {
+                let script = OsString::from(RUNSCRIPT);
+                return Ok([script].into_iter().chain(arguments).collect());
+            }
+        }
     }
+    let mut words = entrypoint;
     if arguments.is_empty() {
-        words.extend(named(&ready.command));
+        words.extend(command);
     }
     for argument in arguments {
         words.push(match is_literal {
@@ -310,12 +328,46 @@ fn run_words(
             false => OsString::from_vec(evaluated(argument.as_bytes(), variables)),
         });
     }
-    match words.is_empty() {
-        true => Err(container::Error::Refused(
-            "this image has neither ENTRYPOINT nor CMD: say what to run".into(),
-        )),
-        false => Ok(words),
+    if words.is_empty() {
+        // As under Singularity, where the script of such an image does nothing.
+        tracing::warn!("this image has neither ENTRYPOINT nor CMD: say what to run");
+        std::process::exit(0);
     }
+    Ok(words)
+}
+
+const RUNSCRIPT: &str = "/.singularity.d/runscript";
+
+/// Bytes of a runscript at most that is looked into.
+const RUNSCRIPT_BYTES_LIMIT: u64 = 1 << 20;
+
+/// ENTRYPOINT and CMD as the image's script has them, if it is one that only starts these.
+fn own_words() -> Option<(Vec<OsString>, Vec<OsString>)> {
+    let script = fs::metadata(RUNSCRIPT).ok()?;
+    if !script.is_file() || script.len() > RUNSCRIPT_BYTES_LIMIT {
+        return None;
+    }
+    runscript::entrypoint_and_command(&fs::read(RUNSCRIPT).ok()?)
+}
+
+/// The current directory, without symlinks, and as $PWD has it if that is the same; none if it was removed.
+fn current_directory() -> Option<(PathBuf, PathBuf)> {
+    use std::os::unix::fs::MetadataExt;
+    let directory = std::env::current_dir()
+        .ok()
+        .filter(|directory| directory.is_absolute())?;
+    let of = |path: &Path| {
+        let found = fs::metadata(path).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let is_plain = |path: &PathBuf| {
+        let parts = path.components().skip(1);
+        path.is_absolute() && parts.map(|part| part.as_os_str()).all(|part| part != "..")
+    };
+    let named = std::env::var_os("PWD").map(PathBuf::from);
+    let named = named.filter(|named| is_plain(named) && of(named) == of(&directory));
+    let named = named.unwrap_or_else(|| directory.clone());
+    Some((directory, named))
 }
 
 fn kind_of(path: &Path) -> Option<TargetKind> {

@@ -14,9 +14,9 @@ use sifon_mount::source::is_image_file;
 use super::Action;
 use crate::command::gpu;
 use crate::container::bind::{self, BindRequest};
-use crate::container::env_file;
 use crate::container::environment::{Sources, Variables};
 use crate::container::plan::Options;
+use crate::container::scripts;
 use crate::container::writable::{Overlay, Place, Writable};
 use crate::setting::Error;
 
@@ -108,9 +108,9 @@ pub struct Args {
     /// Set a variable in the container; $NAME stands for the container's other variables
     #[arg(help_heading = VARIABLES, long, value_name = "NAME=VALUE")]
     pub(super) env: Vec<OsString>,
-    /// Set the variables in this file, NAME=VALUE on each line
+    /// Set the variables in this file, NAME=VALUE on each line as a shell would read it
     #[arg(help_heading = VARIABLES, long, value_name = "FILE")]
-    pub(super) env_file: Option<PathBuf>,
+    pub(super) env_file: Vec<PathBuf>,
     /// Choose an app of the image (Scientific Filesystem): its variables and programs, and what `run` starts
     #[arg(help_heading = VARIABLES, long, value_name = "NAME")]
     pub(super) app: Option<OsString>,
@@ -183,9 +183,12 @@ impl Args {
         args.pwd = args
             .pwd
             .or_else(|| variable("PWD").or_else(|| variable("CWD")).map(Into::into));
-        args.env_file = args
-            .env_file
-            .or_else(|| variable("ENV_FILE").map(Into::into));
+        if args.env_file.is_empty() {
+            args.env_file = listed(variable("ENV_FILE"))
+                .into_iter()
+                .map(Into::into)
+                .collect();
+        }
         if args.overlay.is_empty() {
             args.overlay = listed(variable("OVERLAY"));
         }
@@ -216,6 +219,14 @@ impl Args {
         self.resolved().is_ok_and(|args| args.fakeroot)
     }
 
+    /// Home in the container, if it is not the caller's own.
+    pub fn home_inside(&self) -> Option<PathBuf> {
+        let args = self.resolved().ok()?;
+        let (_, target) = home(args.home.as_deref()?).ok()?;
+        Some(target)
+    }
+
+    /// The binds, and where they are in the container, joined by commas: what a program finds in `APPTAINER_BIND`.
     pub(super) fn requested_binds(&self) -> Result<(Vec<BindRequest>, Vec<u8>), Error> {
         let mut texts = self.bind.clone();
         for suffix in ["BIND", "BINDPATH"] {
@@ -229,7 +240,9 @@ impl Args {
         for text in &self.mount {
             binds.extend(bind::mounts(text)?);
         }
-        Ok((binds, texts.join(OsStr::new(",")).into_vec()))
+        let targets: Vec<_> = binds.iter().map(|bind| bind.target.as_os_str()).collect();
+        let text = targets.join(OsStr::new(","));
+        Ok((binds, text.into_vec()))
     }
 
     pub(super) fn options(&self, binds: Vec<BindRequest>) -> Result<Options, Error> {
@@ -248,14 +261,43 @@ impl Args {
             left_out: self.no_mount.clone(),
             is_contained: self.contain,
             has_own_processes: self.pid,
-            work_directory: self.workdir.as_deref().map(work_directory).transpose()?,
-            scratch: self.scratch.clone(),
+            work_directory: self.work_directory()?,
+            scratch: self.scratch_directories()?,
             host_name: self.hostname.clone(),
             driver,
             devices,
             name_servers: self.dns.clone(),
             directory: self.pwd.clone(),
         })
+    }
+
+    fn scratch_directories(&self) -> Result<Vec<PathBuf>, Error> {
+        match self.scratch.iter().find(|path| !path.is_absolute()) {
+            Some(path) => {
+                Err(format!("--scratch: {} must be an absolute path", path.display()).into())
+            }
+            None => Ok(self.scratch.clone()),
+        }
+    }
+
+    /// The directory of `--workdir`, with those in it that are shown.
+    fn work_directory(&self) -> Result<Option<PathBuf>, Error> {
+        let Some(directory) = &self.workdir else {
+            return Ok(None);
+        };
+        let directory = std::path::absolute(directory)?;
+        if !directory.is_dir() {
+            return Err(format!("--workdir: {} is no directory", directory.display()).into());
+        }
+        let own = ["tmp", "var_tmp", "home"].map(PathBuf::from);
+        let below = |path: &PathBuf| format!("scratch/{}", path.display()).into();
+        let scratch = self.scratch.iter().map(below);
+        for name in own.into_iter().filter(|_| self.contain).chain(scratch) {
+            let path = directory.join(name);
+            let failed = |err| format!("--workdir: {}: {err}", path.display());
+            fs::create_dir_all(&path).map_err(failed)?;
+        }
+        Ok(Some(directory))
     }
 
     pub(super) fn environment(
@@ -265,17 +307,26 @@ impl Args {
         home: Option<&Path>,
         bind: Vec<u8>,
     ) -> Result<Sources, Error> {
+        let host: Variables = std::env::vars_os()
+            .map(|(name, value)| (name.into_vec(), value.into_vec()))
+            .collect();
         let mut asked = Variables::new();
-        if let Some(file) = &self.env_file {
-            let text =
-                fs::read(file).map_err(|err| format!("--env-file {}: {err}", file.display()))?;
-            asked.extend(env_file::variables(&text));
+        for file in &self.env_file {
+            let failed = |problem: &dyn std::fmt::Display| {
+                format!("--env-file {}: {problem}", file.display())
+            };
+            let text = fs::read(file).map_err(|err| failed(&err))?;
+            let variables = scripts::of_file(&text, &host).map_err(|command| {
+                let command = String::from_utf8_lossy(&command);
+                failed(&format_args!(
+                    "{command:?} sets no variable, or needs a shell"
+                ))
+            })?;
+            asked.extend(variables);
         }
         asked.extend(assignments(&self.env)?);
         Ok(Sources {
-            host: std::env::vars_os()
-                .map(|(name, value)| (name.into_vec(), value.into_vec()))
-                .collect(),
+            host,
             image: Variables::new(),
             asked,
             is_clean: self.cleanenv,
@@ -286,6 +337,14 @@ impl Args {
             bind,
             command: action.verb().into(),
             app: self.app.clone(),
+            instance: None,
+            ids: match self.fakeroot {
+                true => (0, 0),
+                false => (
+                    rustix::process::geteuid().as_raw(),
+                    rustix::process::getegid().as_raw(),
+                ),
+            },
         })
     }
 
@@ -300,8 +359,14 @@ impl Args {
             .map(|text| overlay(text, &opened))
             .collect::<Result<Vec<_>, Error>>()?;
         let writable = overlays.iter().filter(|overlay| !overlay.is_read_only);
-        if writable.count() > 1 {
-            return Err("--overlay: only one can be written to; add :ro to the others".into());
+        match writable.count() {
+            0 => {}
+            1 if self.writable_tmpfs => {
+                let problem = "--writable-tmpfs: the overlay can be written to; add :ro to it";
+                return Err(problem.into());
+            }
+            1 => {}
+            _ => return Err("--overlay: only one can be written to; add :ro to the others".into()),
         }
         Ok(Writable {
             in_memory: self.writable_tmpfs,
@@ -359,16 +424,6 @@ fn home(text: &OsStr) -> Result<(PathBuf, PathBuf), Error> {
     Ok((source, target))
 }
 
-/// The directory of `--workdir`, with those in it that are shown.
-fn work_directory(directory: &Path) -> Result<PathBuf, Error> {
-    let directory = std::path::absolute(directory)?;
-    for name in ["tmp", "var_tmp", "home", "scratch"] {
-        let path = directory.join(name);
-        fs::create_dir_all(&path).map_err(|err| format!("--workdir: {}: {err}", path.display()))?;
-    }
-    Ok(directory)
-}
-
 /// `PATH[:ro]` of `--overlay`; a directory with those in it that Singularity makes.
 fn overlay(
     text: &OsStr,
@@ -418,17 +473,25 @@ fn is_ext(file: &Path) -> io::Result<bool> {
     }
 }
 
-/// `NAME=VALUE`, several separated by commas; a piece without a name belongs to the value before it.
+/// `NAME=VALUE`, several separated by commas; a piece without a name belongs to the value before it. A piece between double
+/// quotes may have commas and names in it.
 fn assignments(texts: &[OsString]) -> Result<Variables, Error> {
     let mut variables = Variables::new();
     for text in texts {
+        if text.as_bytes().starts_with(b"=") {
+            tracing::warn!(
+                "--env {}: a value without a name is left out",
+                text.display()
+            );
+            continue;
+        }
         let mut is_first = true;
-        for piece in text.as_bytes().split(|&byte| byte == b',') {
-            match (named(piece), variables.last_mut()) {
+        for piece in pieces(text.as_bytes()) {
+            match (named(&piece), variables.last_mut()) {
                 (Some((name, value)), _) => variables.push((name.to_vec(), value.to_vec())),
                 (None, Some((_, value))) if !is_first => {
                     value.push(b',');
-                    value.extend_from_slice(piece);
+                    value.extend_from_slice(&piece);
                 }
                 (None, _) => {
                     return Err(format!("--env {}: expected NAME=VALUE", text.display()).into());
@@ -438,6 +501,42 @@ fn assignments(texts: &[OsString]) -> Result<Variables, Error> {
         }
     }
     Ok(variables)
+}
+
+/// What commas separate; a comma in a piece that begins and ends with a double quote is part of it, and two quotes there are one.
+fn pieces(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut pieces = Vec::new();
+    let mut rest = Some(text);
+    while let Some(text) = rest {
+        let (piece, after) = quoted_piece(text).unwrap_or_else(|| {
+            let end = text.iter().position(|&byte| byte == b',');
+            let piece = text[..end.unwrap_or(text.len())].to_vec();
+            (piece, end.map(|end| &text[end + 1..]))
+        });
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}
+
+fn quoted_piece(text: &[u8]) -> Option<(Vec<u8>, Option<&[u8]>)> {
+    let mut rest = text.strip_prefix(b"\"")?;
+    let mut piece = Vec::new();
+    loop {
+        match rest {
+            [b'"', b'"', after @ ..] => {
+                piece.push(b'"');
+                rest = after;
+            }
+            [b'"'] => return Some((piece, None)),
+            [b'"', b',', after @ ..] => return Some((piece, Some(after))),
+            [b'"', ..] | [] => return None,
+            [byte, after @ ..] => {
+                piece.push(*byte);
+                rest = after;
+            }
+        }
+    }
 }
 
 fn named(piece: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -475,6 +574,10 @@ mod tests {
             (&["A=1,B=2"], &[("A", "1"), ("B", "2")]),
             (&["A=1,2,B=x=y"], &[("A", "1,2"), ("B", "x=y")]),
             (&["A=", "B=a, b"], &[("A", ""), ("B", "a, b")]),
+            (&["\"A=1,B=2\",C=3"], &[("A", "1,B=2"), ("C", "3")]),
+            (&["\"A=a\"\"b\""], &[("A", "a\"b")]),
+            (&["A=\"1,2\""], &[("A", "\"1,2\"")]),
+            (&["=1"], &[]),
         ] {
             let expected: Vec<(String, String)> = expected
                 .iter()
@@ -482,7 +585,7 @@ mod tests {
                 .collect();
             assert_eq!(list(texts).unwrap(), expected);
         }
-        for texts in [&["A"][..], &["=1"], &["1=2"], &["A=1", "B"]] {
+        for texts in [&["A"][..], &["1=2"], &["A=1", "B"]] {
             assert!(list(texts).is_err(), "{texts:?}");
         }
     }
