@@ -60,6 +60,9 @@ pub enum Reference {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WebAddress(String);
 
+/// Stands in place of what follows a question mark, before the name of that.
+const HIDDEN: &str = "hidden-";
+
 /// No browser or server takes longer ones.
 const WEB_ADDRESS_BYTES_LIMIT: usize = 8192;
 
@@ -88,6 +91,24 @@ impl WebAddress {
         self.0.split('?').next().unwrap_or(&self.0)
     }
 
+    /// What follows the question mark, as far as others may know it: which address it is, not what it says.
+    fn hidden_query(&self) -> Option<String> {
+        let (_, query) = self.0.split_once('?')?;
+        if query.starts_with(HIDDEN) {
+            return Some(query.to_owned());
+        }
+        let digest = Digest::of(query.as_bytes());
+        let name: String = digest.hex().chars().take(16).collect();
+        Some(format!("{HIDDEN}{name}"))
+    }
+
+    /// Whether it is one that was shown, of which nobody knows any more what follows the question mark.
+    pub fn is_incomplete(&self) -> bool {
+        self.0
+            .split_once('?')
+            .is_some_and(|(_, query)| query.starts_with(HIDDEN))
+    }
+
     fn parse(scheme: &str, rest: &[u8]) -> Result<Self, String> {
         let rest = str::from_utf8(rest).ok();
         let is_printed = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
@@ -109,9 +130,15 @@ impl WebAddress {
     }
 }
 
+/// As it is shown, logged, and written into tables of mounts and records that others can read: a question mark is often followed
+/// by a signature or a token. Different addresses stay different.
 impl fmt::Display for WebAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.without_query())?;
+        match self.hidden_query() {
+            Some(query) => write!(f, "?{query}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -178,6 +205,15 @@ impl Reference {
         match self {
             Self::Registry(reference) => reference.digest,
             _ => None,
+        }
+    }
+
+    /// What [`Reference::parse`] makes this of again, secrets included: for those who are to fetch it. [`Reference::to_string`] is
+    /// for all others.
+    pub fn written(&self) -> String {
+        match self {
+            Self::Web(address) => address.as_str().to_owned(),
+            other => other.to_string(),
         }
     }
 
@@ -670,7 +706,7 @@ mod tests {
             ("docker-daemon:a:1", "docker-daemon:a:1"),
         ] {
             let reference: Reference = text.parse().unwrap();
-            assert_eq!(reference.to_string(), expected);
+            assert_eq!(reference.written(), expected);
             assert_eq!(expected.parse::<Reference>().unwrap(), reference);
         }
         let Ok(Reference::Web(address)) = "https://h.x:1/b.sif?key=secret".parse() else {
@@ -678,6 +714,21 @@ mod tests {
         };
         assert_eq!(address.host(), "h.x:1");
         assert_eq!(address.without_query(), "https://h.x:1/b.sif");
+        let shown = address.to_string();
+        assert!(shown.starts_with("https://h.x:1/b.sif?hidden-") && !shown.contains("secret"));
+        assert_ne!(
+            shown,
+            "https://h.x:1/b.sif?key=secreT"
+                .parse::<Reference>()
+                .unwrap()
+                .to_string()
+        );
+        let again: Reference = shown.parse().unwrap();
+        assert_eq!(again.to_string(), shown);
+        assert_eq!(
+            Reference::Web(address.clone()).written(),
+            "https://h.x:1/b.sif?key=secret"
+        );
         assert!(!address.is_plain());
         for text in [
             "http://",
@@ -767,7 +818,7 @@ mod tests {
         #[test]
         fn what_parses_reads_back_as_it_prints(text in "(docker://|oci:|oras://|https?://|docker-daemon:)[a-zA-Z0-9./:@_?\\[\\]-]{0,40}") {
             if let Ok(reference) = text.parse::<Reference>() {
-                prop_assert_eq!(reference.to_string().parse(), Ok(reference));
+                prop_assert_eq!(reference.written().parse(), Ok(reference));
             }
         }
     }

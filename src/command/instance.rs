@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
+use sifon_mount::reference::Reference;
 use sifon_mount::sys::{descriptor, process};
 
 use super::program::{self, Action, register};
@@ -175,7 +176,7 @@ fn start(
         name: name.to_owned(),
         pid,
         started: started(pid).ok_or_else(|| format!("instance {name} ended at once"))?,
-        image: image.to_string_lossy().into_owned(),
+        image: named(image),
         out,
         err,
         is_root_inside: args.program.is_root_inside(),
@@ -187,6 +188,14 @@ fn start(
     }
     tracing::info!("instance started successfully");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The image as it is listed: without what may be a secret.
+fn named(image: &OsStr) -> String {
+    match Reference::parse(image) {
+        Ok(reference @ Reference::Web(_)) => reference.to_string(),
+        _ => image.to_string_lossy().into_owned(),
+    }
 }
 
 /// The process that goes on: without the caller's session and input.
