@@ -76,9 +76,10 @@ pub(super) enum Refusal {
 
 impl Keyring {
     /// The user's own keys and those of all of this machine: where Apptainer keeps them. A keyring that is not there is empty.
-    pub fn of_user(directory: &Path) -> Result<Self, KeyringError> {
+    pub fn of_user(directory: Option<&Path>) -> Result<Self, KeyringError> {
         let mut keyring = Self::default();
-        for path in [directory.join("pgp-public"), PathBuf::from(GLOBAL)] {
+        let own = directory.map(|directory| directory.join("pgp-public"));
+        for path in own.into_iter().chain([PathBuf::from(GLOBAL)]) {
             keyring.add(path)?;
         }
         Ok(keyring)
