@@ -223,6 +223,17 @@ fn shells_complete_the_command_line_and_every_command_has_a_manual_page() {
 }
 
 #[test]
+fn a_directory_is_not_taken_for_a_misspelt_name() {
+    let place = Place::new();
+    fs::create_dir(place.path("sandbox")).unwrap();
+    let said = place.refusal(&mut place.sifon(["exec", "sandbox", "true"]));
+    assert!(
+        said.contains("sifon build") && !said.contains("docker://sandbox"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_layer_that_no_store_keeps_is_not_complete() {
     let place = Place::new();
     let image = image(&place);
