@@ -35,7 +35,8 @@ struct Layer {
 
 /// Completes, and says what came.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
-    let opened = context.open(&parsed(&args.image)?)?;
+    let reference = parsed(&args.image)?;
+    let opened = context.open(&reference)?;
     let chunks = &opened.chunks;
     let lacking = chunks.lacking();
     let mut layers = Vec::new();
@@ -49,6 +50,13 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
             let bar = RefCell::new(context.output.bar("completing", layer.size));
             let came = |bytes| bar.borrow_mut().inc(bytes);
             chunks.complete(layer.digest, &came, &|| false)?;
+        } else if !reference.is_file_system() && context.store().native(layer.digest).is_none() {
+            return Err(format!(
+                "layer {}: the store {} could not keep it",
+                layer.digest,
+                context.store().directory().display()
+            )
+            .into());
         }
         layers.push(Layer {
             digest: layer.digest,

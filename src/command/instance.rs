@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
+use sifon_mount::reference::Reference;
 use sifon_mount::sys::{descriptor, process};
 
 use super::program::{self, Action, register};
@@ -175,7 +176,7 @@ fn start(
         name: name.to_owned(),
         pid,
         started: started(pid).ok_or_else(|| format!("instance {name} ended at once"))?,
-        image: shown(image).to_string_lossy().into_owned(),
+        image: shown(image),
         out,
         err,
         is_root_inside: args.program.is_root_inside(),
@@ -190,11 +191,15 @@ fn start(
     Ok(ExitCode::SUCCESS)
 }
 
-/// An image as a list names it: a file with its whole path.
-fn shown(image: &OsStr) -> OsString {
+/// The image as it is listed: a file with its whole path, an address without what may be a secret.
+fn shown(image: &OsStr) -> String {
+    if let Ok(reference @ Reference::Web(_)) = Reference::parse(image) {
+        return reference.to_string();
+    }
     let path = std::path::absolute(image).ok();
     let file = path.filter(|path| path.exists());
-    file.map_or_else(|| image.to_owned(), OsString::from)
+    let shown = file.as_deref().map_or(image, |file| file.as_os_str());
+    shown.to_string_lossy().into_owned()
 }
 
 /// The process that goes on: without the caller's session and input.

@@ -147,6 +147,7 @@ impl StoredImages {
         Ok(Shown {
             image: Arc::clone(&opened.image),
             timeout,
+            name: reference.to_string(),
             digest: opened.description.manifest_digest.to_string(),
             about,
             answers: stats::answers(history.teller()),

@@ -132,6 +132,10 @@ fn not_there(what: &OsStr) -> Error {
     format!("{what}: no process of this user shows it now").into()
 }
 
+/// Where no part of a layer was asked for.
+const NO_RANGES: &str =
+    "Nothing was fetched in parts. Layers that must be streamed whole are not counted here.";
+
 /// For people.
 fn write(stats: &Stats, to: &mut impl Write) -> io::Result<()> {
     let (moved, reads, share) = (&stats.moved, &stats.reads, &stats.share);
@@ -140,7 +144,10 @@ fn write(stats: &Stats, to: &mut impl Write) -> io::Result<()> {
         to,
         "manifest {}, mounted for {}",
         stats.subject.manifest,
-        time(stats.seconds.saturating_mul(1_000_000))
+        match stats.seconds {
+            0 => "less than a second".into(),
+            seconds => time(seconds.saturating_mul(1_000_000)),
+        }
     )?;
     writeln!(to, "\nFETCHED             REQUESTS       BYTES  FAILED")?;
     for (why, count) in Why::ALL.into_iter().zip(&moved.fetched) {
@@ -152,6 +159,9 @@ fn write(stats: &Stats, to: &mut impl Write) -> io::Result<()> {
             count.requests,
             count.failures
         )?;
+    }
+    if moved.fetched.iter().all(|count| count.requests == 0) {
+        writeln!(to, "{NO_RANGES}")?;
     }
     if stats.mounts_before > 0 {
         let before = bytes(stats.fetched_before);

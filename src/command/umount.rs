@@ -30,7 +30,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         for user in daemon::unmount(directory)?.kept_by {
             tracing::warn!(
                 directory = %directory.display(),
-                "unmounted, but {user} still has it; its server ends with that"
+                "unmounted, but {user} still has it; its server ends with that (a container's, when all have ended: sifon stop)"
             );
         }
     }

@@ -105,7 +105,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
 fn material(key: Option<&Path>) -> Result<Material, Error> {
     let Some(key) = key else {
         tracing::info!("Verifying image with PGP key material");
-        return Ok(Material::Pgp(Keyring::of_user(&keys_directory())?));
+        return Ok(Material::Pgp(Keyring::of_user(
+            keys_directory().as_deref(),
+        )?));
     };
     tracing::info!("Verifying image with key material from '{}'", key.display());
     Ok(match Keyring::is_armored(key)? {
@@ -114,14 +116,15 @@ fn material(key: Option<&Path>) -> Result<Material, Error> {
     })
 }
 
-/// Where Apptainer keeps the user's keyrings.
-fn keys_directory() -> PathBuf {
+/// Where Apptainer keeps the user's keyrings; none where nobody says where the user's files are. A keyring in the current directory
+/// may have come with the file that is to be checked.
+fn keys_directory() -> Option<PathBuf> {
     if let Some(keys) = environment(&["APPTAINER_KEYSDIR"]) {
-        return keys.into();
+        return Some(keys.into());
     }
     let configuration = environment(&["APPTAINER_CONFIGDIR"]).map(PathBuf::from);
-    let home = || PathBuf::from(environment(&["HOME"]).unwrap_or_default()).join(".apptainer");
-    configuration.unwrap_or_else(home).join("keys")
+    let home = || Some(PathBuf::from(environment(&["HOME"])?).join(".apptainer"));
+    Some(configuration.or_else(home)?.join("keys"))
 }
 
 /// A signature that holds, as Apptainer prints it.

@@ -25,6 +25,8 @@ pub trait Images: Send + Sync {
 
 /// An image that can be read.
 pub struct Shown {
+    /// What it is called where others see it.
+    pub name: String,
     /// The file system.
     pub image: Arc<Image>,
     /// How long a read of it may take.

@@ -552,7 +552,7 @@ impl Server {
         let served = fuse::serve(shown.image, connection, view)?;
         let ended = served.ended().clone();
         let shared = Arc::new(Shared {
-            image: request.image.to_string_lossy().into_owned(),
+            image: shown.name,
             digest: shown.digest,
             about: shown.about,
             joinable,

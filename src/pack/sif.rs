@@ -171,7 +171,10 @@ pub fn append(file: &File, sif: &Sif, object: &Appended<'_>, now: i64) -> io::Re
         .find(|&slot| sif.objects.iter().all(|object| object.slot as u64 != slot))
         .ok_or_else(|| io::Error::other("insufficient descriptor capacity: the table is full"))?;
     let ends = sif.objects.iter().map(|object| object.at + object.len);
-    let at = ends.max().unwrap_or(0).max(sif.data_at);
+    let table = u64::try_from(sif.header.descriptors_at.get()).map_err(io::Error::other)?;
+    let table_end = table + sif.capacity * size_of::<RawDescriptor>() as u64;
+    // The format lets the table lie behind the objects.
+    let at = ends.max().unwrap_or(0).max(sif.data_at).max(table_end);
     let len = object.bytes.len() as u64;
     let signed = |value: u64| i64::try_from(value).map(I64::new).map_err(io::Error::other);
     let mut descriptor = RawDescriptor {
@@ -197,7 +200,6 @@ pub fn append(file: &File, sif: &Sif, object: &Appended<'_>, now: i64) -> io::Re
         data_len: signed(at + len - sif.data_at)?,
         ..sif.header
     };
-    let table = u64::try_from(sif.header.descriptors_at.get()).map_err(io::Error::other)?;
     file.write_all_at(object.bytes, at)?;
     let place = table + slot * size_of::<RawDescriptor>() as u64;
     file.write_all_at(descriptor.as_bytes(), place)?;
@@ -287,6 +289,28 @@ mod tests {
         let partition = sif.primary_partition().unwrap();
         assert_eq!((partition.at, partition.group), (32_768, Some(1)));
         assert_eq!(objects[3].1, b"hsqs");
+    }
+
+    #[test]
+    fn what_is_added_lies_behind_a_table_that_lies_behind_the_objects() {
+        let mut bytes = sample();
+        let end = bytes.len() as i64;
+        bytes.extend_from_within(4096..32_176);
+        bytes[96..104].copy_from_slice(&end.to_le_bytes());
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        let before = Sif::open(&file).unwrap();
+        let appended = Appended {
+            object_type: 0x4005,
+            group: GROUP,
+            linked: GROUP | 1,
+            extra: &[],
+            bytes: &[7; 2000],
+        };
+        append(&file, &before, &appended, 1).unwrap();
+        let after = Sif::open(&file).unwrap();
+        assert_eq!(after.objects[..4], before.objects);
+        assert_eq!(after.objects[4].at, bytes.len() as u64);
     }
 
     #[test]

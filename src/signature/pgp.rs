@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pgp::composed::{CleartextSignedMessage, Deserializable, SignedPublicKey};
 use pgp::crypto::hash::HashAlgorithm;
-use pgp::packet::Signature;
+use pgp::packet::{Signature, SignatureType};
 use pgp::types::KeyDetails;
 
 use super::pem::{self, KeyError};
@@ -76,9 +76,10 @@ pub(super) enum Refusal {
 
 impl Keyring {
     /// The user's own keys and those of all of this machine: where Apptainer keeps them. A keyring that is not there is empty.
-    pub fn of_user(directory: &Path) -> Result<Self, KeyringError> {
+    pub fn of_user(directory: Option<&Path>) -> Result<Self, KeyringError> {
         let mut keyring = Self::default();
-        for path in [directory.join("pgp-public"), PathBuf::from(GLOBAL)] {
+        let own = directory.map(|directory| directory.join("pgp-public"));
+        for path in own.into_iter().chain([PathBuf::from(GLOBAL)]) {
             keyring.add(path)?;
         }
         Ok(keyring)
@@ -142,6 +143,13 @@ impl Keyring {
     /// Whose signature of `signed` it is.
     fn signatory(&self, signature: &Signature, signed: &[u8]) -> Result<Signatory, Refusal> {
         let wrong = |text: &str| Refusal::Wrong(format!("openpgp: {text}"));
+        // What else a key signs, its owner's name for one, says nothing about this text, or about its first letter only.
+        if !matches!(
+            signature.typ(),
+            Some(SignatureType::Text | SignatureType::Binary)
+        ) {
+            return Err(wrong("the signature is not one of a text"));
+        }
         if !is_strong(signature) {
             return Err(wrong("the signature's hash is not accepted any more"));
         }
@@ -294,4 +302,74 @@ fn issuer(signature: &Signature) -> String {
         .or_else(id)
         .unwrap_or_else(|| "that it does not name".into())
         .to_uppercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use pgp::composed::{KeyType, SecretKeyParamsBuilder, SignedSecretKey};
+    use pgp::packet::{SignatureConfig, Subpacket, SubpacketData};
+    use pgp::types::{Password, SigningKey, Timestamp};
+
+    use super::*;
+
+    fn key() -> SignedSecretKey {
+        let parameters = SecretKeyParamsBuilder::default()
+            .key_type(KeyType::Ed25519Legacy)
+            .can_certify(true)
+            .can_sign(true)
+            .primary_user_id("ada".into())
+            .build()
+            .unwrap();
+        parameters.generate(rand::thread_rng()).unwrap()
+    }
+
+    /// `text`, with a signature of `signed`.
+    fn clear_signed(
+        key: &SignedSecretKey,
+        kind: SignatureType,
+        signed: &[u8],
+        text: &str,
+    ) -> Vec<u8> {
+        let signer = &key.primary_key;
+        let mut config = SignatureConfig::v4(kind, signer.algorithm(), HashAlgorithm::Sha256);
+        config.hashed_subpackets = [
+            SubpacketData::SignatureCreationTime(Timestamp::now()),
+            SubpacketData::IssuerFingerprint(signer.fingerprint()),
+        ]
+        .map(|data| Subpacket::regular(data).unwrap())
+        .into();
+        let mut hasher = config.hash_alg.new_hasher().unwrap();
+        config.hash_data_to_sign(&mut hasher, signed).unwrap();
+        let len = config.hash_signature_data(&mut hasher).unwrap();
+        hasher.update(&config.trailer(len).unwrap());
+        let hash = hasher.finalize();
+        let made = signer.sign(&Password::empty(), config.hash_alg, &hash);
+        let signature = Signature::from_config(config, [hash[0], hash[1]], made.unwrap()).unwrap();
+        let message = CleartextSignedMessage::new_many(text, |_| Ok(vec![signature])).unwrap();
+        message
+            .to_armored_string(Default::default())
+            .unwrap()
+            .into_bytes()
+    }
+
+    /// Of a signature that stands by itself, the library hashes one byte, which all statements have.
+    #[test]
+    fn a_signature_of_something_else_is_none_of_a_text() {
+        let key = key();
+        let keyring = Keyring {
+            keys: vec![key.to_public_key()],
+            places: Vec::new(),
+        };
+        let text = "{\"version\":1}";
+        let right = clear_signed(&key, SignatureType::Text, text.as_bytes(), text);
+        assert_eq!(keyring.opened(&right).unwrap().0, text.as_bytes());
+        for kind in [SignatureType::Standalone, SignatureType::Timestamp] {
+            let wrong = clear_signed(&key, kind, b"{", text);
+            let refusal = keyring.opened(&wrong).unwrap_err();
+            assert!(
+                matches!(&refusal, Refusal::Wrong(text) if text.contains("not one of a text")),
+                "{refusal:?}"
+            );
+        }
+    }
 }

@@ -37,7 +37,7 @@ impl Place {
     /// The user's keyring.
     fn keyring(&self) -> Material {
         self.file("pgp-public", KEYRING);
-        Material::Pgp(Keyring::of_user(self.0.path()).unwrap())
+        Material::Pgp(Keyring::of_user(Some(self.0.path())).unwrap())
     }
 
     fn key(&self, pem: &[u8]) -> Material {
@@ -106,7 +106,7 @@ fn each_failure_is_told_from_the_others() {
     let place = Place::new();
     let pgp = place.file("pgp.sif", &unpacked(PGP));
     let pem = place.file("pem.sif", &unpacked(P384));
-    let empty = Material::Pgp(Keyring::of_user(&place.0.path().join("nothing")).unwrap());
+    let empty = Material::Pgp(Keyring::of_user(Some(&place.0.path().join("nothing"))).unwrap());
     let said = |path: &Path, selection: &Selection, material: &Material| {
         checked(path, selection, material).unwrap_err().to_string()
     };
@@ -345,7 +345,7 @@ fn what_is_no_key_is_refused_with_its_name() {
     }
     PublicKey::open(&place.0.path().join("missing")).unwrap_err();
     place.file("pgp-public", b"no keyring");
-    assert!(Keyring::of_user(place.0.path()).is_err());
+    assert!(Keyring::of_user(Some(place.0.path())).is_err());
 }
 
 /// Bytes of any kind where a signature is expected.

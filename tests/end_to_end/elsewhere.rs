@@ -267,8 +267,24 @@ fn a_file_at_a_web_server_is_shown_and_copied() {
         return;
     }
     let local = place.mount("x.sif");
-    let mounted = place.mount(&url);
+    let signed = format!("{url}?signature=s3cret");
+    let mounted = place.mount(&signed);
     View::of(mounted.path()).assert_is(&View::of(local.path()));
+    let told = [
+        fs::read_to_string("/proc/self/mounts").unwrap(),
+        place.says(["cache", "list"]),
+        place.says(["inspect", &signed]),
+        place.says(["stats", mounted.path().to_str().unwrap()]),
+    ];
+    for told in told {
+        assert!(
+            told.contains("?hidden-") && !told.contains("s3cret"),
+            "{told}"
+        );
+    }
+    let shown = format!("{url}?hidden-0123456789abcdef");
+    let said = place.refusal(&mut place.sifon(["inspect", &shown]));
+    assert!(said.contains("write the whole address"), "{said}");
 }
 
 #[test]

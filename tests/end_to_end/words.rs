@@ -221,3 +221,46 @@ fn shells_complete_the_command_line_and_every_command_has_a_manual_page() {
         assert!(page.contains(".SH SYNOPSIS"), "{command}");
     }
 }
+
+#[test]
+fn a_directory_is_not_taken_for_a_misspelt_name() {
+    let place = Place::new();
+    fs::create_dir(place.path("sandbox")).unwrap();
+    let said = place.refusal(&mut place.sifon(["exec", "sandbox", "true"]));
+    assert!(
+        said.contains("sifon build") && !said.contains("docker://sandbox"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_layer_that_no_store_keeps_is_not_complete() {
+    let place = Place::new();
+    let image = image(&place);
+    let said = place.refusal(&mut place.sifon(["--store", "/dev/null/store", "complete", &image]));
+    assert!(said.contains("could not keep it"), "{said}");
+    place.says(["complete", &image]);
+}
+
+#[test]
+fn a_keyring_beside_the_file_is_not_the_users() {
+    let place = Place::new();
+    let signed = include_bytes!("../../src/signature/samples/pgp.sif.zst");
+    fs::write(place.path("x.sif"), zstd::decode_all(&signed[..]).unwrap()).unwrap();
+    let keys = place.path(".apptainer/keys");
+    fs::create_dir_all(&keys).unwrap();
+    let keyring = include_bytes!("../../src/signature/samples/pgp-public");
+    fs::write(keys.join("pgp-public"), keyring).unwrap();
+    let verified = |home: &str| {
+        let mut command = place.sifon(["verify", "x.sif"]);
+        command
+            .current_dir(place.path(""))
+            .env("HOME", home)
+            .env_remove("APPTAINER_KEYSDIR");
+        command.env_remove("APPTAINER_CONFIGDIR").output().unwrap()
+    };
+    let output = verified(place.path("").to_str().unwrap());
+    assert!(output.status.success(), "{output:?}");
+    let output = verified("");
+    assert_eq!(output.status.code(), Some(255), "{output:?}");
+}

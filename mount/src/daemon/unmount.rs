@@ -201,7 +201,8 @@ fn keepers(mount: &MountEntry) -> Vec<User> {
     let ours = fs::read_link("/proc/self/ns/mnt").ok();
     let has_it = |process: &Path| {
         if fs::read_link(process.join("ns/mnt")).ok() == ours {
-            return None;
+            // A server of containers has the namespace that they are made from open, and is in ours itself.
+            return holds_another(process, ours.as_deref()?).then_some("mount namespaces");
         }
         let mounts = mountinfo::parsed(&fs::read(process.join("mountinfo")).ok()?);
         let is_it = |other: &MountEntry| {
@@ -212,6 +213,20 @@ fn keepers(mount: &MountEntry) -> Vec<User> {
         mounts.iter().any(is_it).then_some("mount namespace")
     };
     processes(has_it).collect()
+}
+
+/// Whether a process of this program has a mount namespace open that is not `ours`.
+fn holds_another(process: &Path, ours: &Path) -> bool {
+    let program = |process: &Path| fs::read_link(process.join("exe")).ok();
+    let is_another =
+        |name: &Path| name != ours && name.to_str().is_some_and(|name| name.starts_with("mnt:["));
+    program(process).is_some_and(|theirs| program(Path::new("/proc/self")) == Some(theirs))
+        && fs::read_dir(process.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
+            .any(|name| is_another(&name))
 }
 
 /// The processes for which there is something to say.

@@ -218,6 +218,15 @@ impl Origin for Web {
 
 /// What the server says, in words that fit a file.
 fn asked(address: &WebAddress, settings: &Settings) -> Result<WebFile, SourceError> {
+    if address.is_incomplete() {
+        return Err(SourceError::File {
+            place: address.to_string(),
+            problem: "what follows the question mark was kept nowhere, because it may be a secret"
+                .into(),
+            hint: Some("write the whole address".into()),
+            source: None,
+        });
+    }
     web_file(address, settings).map_err(|error| {
         let hint = match &error {
             BlobError::Refused {

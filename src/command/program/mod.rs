@@ -140,7 +140,7 @@ fn start(
         plan: &plan,
         environment,
         settings,
-        image: reference.to_string().into(),
+        image: reference.written().into(),
         linger,
         isolation: Isolation {
             processes: args.pid,

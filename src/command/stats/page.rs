@@ -7,7 +7,7 @@ use sifon_mount::fetch::{Request, Why};
 use sifon_mount::image::stats::{MapPart, Stats};
 
 use super::treemap::{Area, areas};
-use super::{percent, time};
+use super::{NO_RANGES, percent, time};
 use crate::output::{bytes, plain};
 
 const MAP: Area = Area {
@@ -81,7 +81,8 @@ fn map(parts: &[MapPart]) -> String {
     parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
     let sizes: Vec<f64> = parts.iter().map(|part| part.bytes as f64).collect();
     let mut svg = format!(
-        "<p><span class=\"key\" style=\"background:{}\"></span>not read<span class=\"key\" style=\"background:{}\"></span>half \
+        "<p>Each area is a file, or the small files of a directory, by size; point at one for its name.\
+         <span class=\"key\" style=\"background:{}\"></span>not read<span class=\"key\" style=\"background:{}\"></span>half \
          <span class=\"key\" style=\"background:{}\"></span>all of it</p>\n<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"map of the image by size\">\n",
         colour(0.0),
         colour(0.5),
@@ -122,7 +123,7 @@ fn map(parts: &[MapPart]) -> String {
                 .rsplit('/')
                 .next()
                 .unwrap_or_default();
-            let name: String = name.chars().take(letters).collect();
+            let name = shortened(name, letters);
             let (x, y) = (x + 3.0, y + 12.0);
             put(
                 &mut svg,
@@ -134,6 +135,14 @@ fn map(parts: &[MapPart]) -> String {
         }
     }
     svg + "</svg>\n"
+}
+
+/// The first letters of a name, and that these are not all.
+fn shortened(name: &str, letters: usize) -> String {
+    match name.chars().count() > letters {
+        true => name.chars().take(letters - 1).chain(['…']).collect(),
+        false => name.to_owned(),
+    }
 }
 
 /// From grey to green.
@@ -164,7 +173,7 @@ fn timeline(requests: &[Request]) -> String {
             .map(|request| request.at_us.saturating_add(request.took_us))
             .max(),
     ) else {
-        return "<p>Nothing was fetched in ranges.</p>\n".into();
+        return format!("<p>{NO_RANGES}</p>\n");
     };
     let scale = TIMELINE_WIDTH / (end - first).max(1) as f64;
     let mut lanes: Vec<u64> = Vec::new();
@@ -264,6 +273,12 @@ mod tests {
             escaped("</title><script>alert('\"&')</script>\u{202e}\n"),
             "&lt;/title&gt;&lt;script&gt;alert(&#39;&quot;&amp;&#39;)&lt;/script&gt;\\u{202e}\\n"
         );
+    }
+
+    #[test]
+    fn a_name_that_does_not_fit_says_so() {
+        assert_eq!(shortened("libé.so", 7), "libé.so");
+        assert_eq!(shortened("libé.so.1", 7), "libé.s…");
     }
 
     #[test]

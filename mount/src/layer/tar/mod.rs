@@ -125,8 +125,8 @@ impl<R: BufRead> TarReader<R> {
                 Some(Stretch::Hole(len)) => return Ok(Some(Content::Hole(len))),
                 Some(Stretch::Data(len)) => self.body.data_left = len,
                 None => {
-                    self.stream
-                        .literal(std::mem::take(&mut self.body.padding))?;
+                    let padding = std::mem::take(&mut self.body.padding);
+                    self.stream.literal_at_most(padding)?;
                     return Ok(None);
                 }
             }
@@ -201,7 +201,8 @@ impl<R: BufRead> TarReader<R> {
         }
     }
 
-    /// The next header; `None` at the end of the archive, or where the stream ends without a mark.
+    /// The next header; `None` at the end of the archive, or where the stream ends without a mark, as
+    /// umoci's layers do, which lack the padding of the last file, too.
     fn next_header(&mut self) -> Result<Option<Header>, TarError> {
         let at = self.stream.at();
         let Some(block) = self.stream.block()? else {
@@ -343,8 +344,7 @@ impl<R: BufRead> TarReader<R> {
     fn pass_body(&mut self) -> Result<(), TarError> {
         let body = std::mem::take(&mut self.body);
         self.stream.literal(body.stored_left())?;
-        self.stream.literal(body.padding)?;
-        Ok(())
+        self.stream.literal_at_most(body.padding)
     }
 }
 

@@ -78,6 +78,17 @@ impl<R: BufRead> Stream<R> {
         Ok(&self.literal[start..])
     }
 
+    /// The next `count` bytes, or those that there are before the stream ends; they become literal.
+    pub fn literal_at_most(&mut self, count: u64) -> Result<(), TarError> {
+        let mut left = count;
+        while left > 0 && !self.input.is_at_end()? {
+            let bytes = self.input.some(left)?;
+            self.literal.extend_from_slice(bytes);
+            left -= bytes.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Everything up to the end of the stream, which becomes literal.
     pub fn literal_rest(&mut self) -> Result<(), TarError> {
         while !self.input.is_at_end()? {

@@ -186,22 +186,26 @@ fn endless_literal_is_refused() {
 }
 
 #[test]
-fn a_truncated_archive_is_an_error_except_between_members() {
+fn a_truncated_archive_is_an_error_except_behind_a_members_content() {
     let parts = [
         member(b'0', "a", &[1; 700]),
         pax(b'x', &[("SCHILY.xattr.user.a", b"value")]),
         member(b'0', "b", &[2; 10]),
     ];
     let whole = archive(&parts);
+    let first = parts[0].len();
+    let second = parts.concat().len();
+    // Not all programs that write layers fill the last block of the last file.
     let ends = [
-        0,
-        parts[0].len(),
-        parts.concat().len(),
-        parts.concat().len() + 512,
+        0..=0,
+        512 + 700..=first,
+        second - 512 + 10..=second,
+        second + 512..=second + 512,
     ];
     for len in 0..whole.len() - 512 {
         let result = read(&whole[..len]);
-        assert_eq!(result.is_ok(), ends.contains(&len), "{len}: {result:?}");
+        let is_end = ends.iter().any(|range| range.contains(&len));
+        assert_eq!(result.is_ok(), is_end, "{len}: {result:?}");
         if let Err(TarError::Truncated { at }) = result {
             assert_eq!(at.0, len as u64);
         }
