@@ -109,7 +109,7 @@ impl Reference {
         }
     }
 
-    /// What [`Reference::parse`] makes this of again, secrets included: for those who are to fetch it. [`Reference::to_string`] is
+    /// What [`Reference::parse`] makes this of again, secrets included: for those who are to fetch it. Its text as it is shown is
     /// for all others.
     pub fn written(&self) -> String {
         match self {
