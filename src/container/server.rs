@@ -577,19 +577,20 @@ impl Server {
         };
         let (server, key) = (Arc::clone(self), key.to_owned());
         let over = OnDrop(Some(move || {
+            // While the session still counts: the process does not end before what was read is recorded.
+            let kept = server.state().kept.remove(&session);
+            drop(kept);
             let dropped = {
                 let mut state = server.state();
                 state.sessions -= 1;
-                let kept = state.kept.remove(&session);
                 let is_this = |slot: &Slot| match slot {
                     Slot::Mounted(mounted) => mounted.session == session,
                     Slot::Opening(_) => false,
                 };
-                let slot = match state.images.get(&key).is_some_and(is_this) {
+                match state.images.get(&key).is_some_and(is_this) {
                     true => state.images.remove(&key),
                     false => None,
-                };
-                (kept, slot)
+                }
             };
             drop(dropped);
             server.wake();
