@@ -36,6 +36,8 @@ pub mod clients;
 pub mod meeting;
 
 pub mod images;
+
+mod attended;
 pub mod targets;
 
 pub mod server;

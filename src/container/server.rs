@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,10 @@ use sifon_mount::fuse::{self, Served, View};
 use sifon_mount::image::Owners;
 use sifon_mount::sys::{descriptor, process};
 
+use super::attended::{Ended, while_connected};
 use super::clients::Client;
 use super::error::Error;
-use super::images::{Images, Opening, Outcome, Refusal, Shown, Teller};
+use super::images::{Images, Opening, Outcome, Shown, Teller};
 use super::meeting;
 use super::namespaces::{self, Joinable, Privilege};
 use super::subids::Ranges;
@@ -636,71 +637,6 @@ enum Turn {
     Join(Arc<Shared>),
     Wait(Arc<Opening>),
     Open(Arc<Opening>),
-}
-
-/// How answering a client ended, other than well.
-enum Ended {
-    Refused {
-        message: String,
-        hint: Option<String>,
-    },
-    ClientIsGone,
-    Failed(io::Error),
-}
-
-impl From<io::Error> for Ended {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::ClientIsGone,
-            _ => Self::Failed(error),
-        }
-    }
-}
-
-impl From<Refusal> for Ended {
-    fn from(Refusal { message, hint }: Refusal) -> Self {
-        Self::Refused { message, hint }
-    }
-}
-
-/// Begins `work` in a thread of its own. What is given waits for it, or for the client's end, whichever comes first; nobody waits
-/// for the work then.
-fn while_connected<T: Send + 'static>(
-    client: &UnixStream,
-    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> io::Result<impl FnOnce() -> Result<T, Ended>> {
-    let (wake, waker) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let (give, take) = mpsc::channel();
-    thread::Builder::new().name("open".into()).spawn(move || {
-        let _ = give.send(work());
-        drop(waker);
-    })?;
-    Ok(move || {
-        wait_for_either(&wake, client)?;
-        let done = take.recv();
-        Ok(done.map_err(|_| io::Error::other("opening the image ended in a panic"))??)
-    })
-}
-
-/// Waits for the end of `wake`'s other end, or of the client.
-fn wait_for_either(wake: &OwnedFd, client: &UnixStream) -> Result<(), Ended> {
-    loop {
-        let mut watched = [
-            PollFd::new(wake, PollFlags::IN),
-            // Nothing is said on the socket until the reply: whatever happens there is its end.
-            PollFd::new(client, PollFlags::IN | PollFlags::RDHUP),
-        ];
-        match rustix::event::poll(&mut watched, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(err) => return Err(Ended::Failed(err.into())),
-        }
-        if !watched[0].revents().is_empty() {
-            return Ok(());
-        }
-        if !watched[1].revents().is_empty() {
-            return Err(Ended::ClientIsGone);
-        }
-    }
 }
 
 /// Bytes of this process's memory that no file is behind.

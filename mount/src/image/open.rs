@@ -320,9 +320,8 @@ impl<'a> Opener<'a> {
             return Ok(digest);
         }
         let name = self.reference.to_string();
-        // What a web server has is told by the answer with its first bytes, without which it cannot be read.
-        let is_told_anyway = matches!(self.reference, Reference::Web(_)) && !self.options.offline;
-        if let Some(digest) = self.remembered(&name).filter(|_| !is_told_anyway) {
+        let is_asked_anyway = self.source.resolves_first() && !self.options.offline;
+        if let Some(digest) = self.remembered(&name).filter(|_| !is_asked_anyway) {
             tracing::debug!("{name}: {digest}, as when it was last asked for");
             return Ok(digest);
         }

@@ -143,6 +143,19 @@ pub fn normalised(raw: &[u8]) -> Result<Vec<u8>, NameError> {
 }
 
 impl Entry {
+    /// One whose kind says it all: whiteouts, opaque directories and hard links have nothing of their own.
+    pub fn bare(path: Vec<u8>, kind: Kind) -> Self {
+        Self {
+            path,
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            xattrs: Vec::new(),
+        }
+    }
+
     /// This entry with AUFS names understood, as tar layers write whiteouts (OCI image specification,
     /// layer.md, "Whiteouts"): `.wh.NAME` hides NAME, `.wh..wh..opq` hides what its directory had.
     /// `None` for the other `.wh..wh.` names, AUFS's own bookkeeping, which no image shows.

@@ -200,6 +200,11 @@ impl Origin for Web {
         self.opened()?.resolve()
     }
 
+    /// What it has is told by the answer with the file's first bytes.
+    fn resolves_first(&self) -> bool {
+        true
+    }
+
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
         self.opened()?.manifest(digest)
     }
@@ -210,9 +215,7 @@ impl Origin for Web {
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
         let opened = self.opened.get();
-        opened
-            .expect("what a web server has now is asked before blobs of it are")
-            .blob(descriptor)
+        opened.expect("it resolves first").blob(descriptor)
     }
 }
 

@@ -52,6 +52,11 @@ trait Origin: Send + Sync {
         Ok(None)
     }
 
+    /// Whether [`Origin::resolve`] must come before anything else: its answer is needed to read from there at all.
+    fn resolves_first(&self) -> bool {
+        false
+    }
+
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError>;
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob>;
 
@@ -142,6 +147,11 @@ impl Source {
     /// A name that nothing else ever has: what it resolves to can be remembered. Only of places where that saves something.
     pub fn exact_name(&self) -> Result<Option<String>, SourceError> {
         self.kind.exact_name()
+    }
+
+    /// Whether [`Source::resolve`] must come before anything else, so that remembering what it said saves nothing.
+    pub fn resolves_first(&self) -> bool {
+        self.kind.resolves_first()
     }
 
     /// The bytes of a manifest or index; they match `digest`.

@@ -174,15 +174,7 @@ impl Walk<'_, '_, '_> {
         if !is_opaque || entry.kind != entry::Kind::Directory {
             return Ok(());
         }
-        let mark = Entry {
-            path: entry.path.clone(),
-            kind: entry::Kind::Opaque,
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-        };
+        let mark = Entry::bare(entry.path.clone(), entry::Kind::Opaque);
         self.writer
             .entry(&mark, PieceRange::default())
             .map_err(SquashfsError::Write)
@@ -224,15 +216,7 @@ impl Walk<'_, '_, '_> {
 
     /// Writes `path` as another name of the file at `target`.
     fn write_link(&mut self, target: Vec<u8>) -> Result<(), SquashfsError> {
-        let entry = Entry {
-            path: self.path.clone(),
-            kind: entry::Kind::Hardlink { target },
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-        };
+        let entry = Entry::bare(self.path.clone(), entry::Kind::Hardlink { target });
         self.writer
             .entry(&entry, PieceRange::default())
             .map_err(SquashfsError::Write)
