@@ -122,7 +122,6 @@ impl ChunkSource for Chunks {
         let plain = self.chunk(layer, chunk, deadline)?;
         Ok(WholeChunk {
             plain,
-            digest: Some(self.layer(layer)?.table.chunk(chunk)?.digest),
             native: None,
         })
     }

@@ -29,7 +29,7 @@ pub use fetcher::Limits;
 pub use native::Restream;
 
 use crate::blob::BlobError;
-use crate::digest::{ChunkDigest, Digest};
+use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::layer::table::{ChunkIndex, TableError};
 
@@ -54,7 +54,6 @@ pub trait ChunkSource: Send + Sync {
         let plain = self.chunk(layer, chunk, deadline)?;
         Ok(WholeChunk {
             plain,
-            digest: None,
             native: None,
         })
     }
@@ -65,20 +64,18 @@ pub trait ChunkSource: Send + Sync {
 pub struct WholeChunk {
     /// Its plain bytes, verified.
     pub plain: Bytes,
-    /// What they hash to, where the layer's table says that.
-    pub digest: Option<ChunkDigest>,
-    /// Of a native layer's chunk, the packed bytes: those that compressing the plain ones at
-    /// [`LEVEL`](crate::layer::native::LEVEL) gives, byte for byte.
+    /// Of a native layer's chunk, how it is packed.
     pub native: Option<NativeBytes>,
 }
 
-/// The bytes of a chunk in a native layer's file.
+/// A chunk as a native layer's file has it: what compressing its plain bytes at
+/// [`LEVEL`](crate::layer::native::LEVEL) gives, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NativeBytes {
-    /// The plain ones, which do not shrink.
-    Raw,
-    /// One zstd frame with its content size and a window of 128 KiB at most.
-    Frame(Bytes),
+pub struct NativeBytes {
+    /// One zstd frame with its content size and a window of 128 KiB at most; `None` if the plain bytes do not shrink.
+    pub frame: Option<Bytes>,
+    /// The BLAKE3 digest of the frame, or of the plain bytes.
+    pub digest: [u8; 32],
 }
 
 impl ReadError {

@@ -333,7 +333,7 @@ mod tests {
             skip: 0,
             plain_len: plain.len() as u32,
             codec,
-            digest: ChunkDigest::blake3_of(plain),
+            digest: ChunkDigest::sha256_of(plain),
         }
     }
 
@@ -444,7 +444,7 @@ mod tests {
             ..chunk(&plain[from..to], Codec::Gzip)
         };
         let mut damaged = within(700, 900);
-        damaged.digest = ChunkDigest::blake3_of(b"other");
+        damaged.digest = ChunkDigest::sha256_of(b"other");
         let chunks = [within(0, 500), damaged, within(9000, 10_000)];
         let mut decoder = Decoder::new();
         let plains = decoder.siblings(&chunks, 2, &member).unwrap();

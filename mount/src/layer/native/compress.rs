@@ -82,12 +82,12 @@ fn compress_all(queue: &Receiver<Job>) {
 }
 
 fn compressed(context: &mut zstd::bulk::Compressor<'_>, sequence: u64, plain: Vec<u8>) -> Packed {
-    let digest = ChunkDigest::blake3_of(&plain);
     let plain_len = plain.len() as u32;
     let (bytes, codec) = match context.compress(&plain) {
         Ok(packed) if packed.len() < plain.len() => (packed, Codec::Zstd),
         _ => (plain, Codec::Raw),
     };
+    let digest = ChunkDigest::blake3_of(&bytes);
     Packed {
         sequence,
         bytes,

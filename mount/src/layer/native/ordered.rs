@@ -10,6 +10,7 @@ use super::compress::{Compressors, Job, Packed};
 use super::cut::ChunkSink;
 use crate::extent::PackedOffset;
 use crate::layer::table::{Chunk, ChunkIndex, TableWriter};
+use crate::sys::writeback;
 
 /// Chunks of one layer that may wait for compression or for a slower one before them: 4 MiB.
 const IN_FLIGHT_LIMIT: u64 = 32;
@@ -17,10 +18,16 @@ const IN_FLIGHT_LIMIT: u64 = 32;
 /// Chunks smaller than this are gathered before they are written; larger ones, which are most of the bytes, pass uncopied.
 const GATHERED_BYTES: usize = 16 << 10;
 
+/// The disk hears of the file in portions of this size while it is written, so that sealing it has little left to wait for: the
+/// program that waits for the image waits for that, too.
+const WRITEBACK_BYTES: u64 = 8 << 20;
+
 /// A native file that is being written. Its bytes do not depend on which thread was faster.
 pub(super) struct OrderedFile {
     file: BufWriter<File>,
     written: u64,
+    /// Up to where the disk has heard of it.
+    announced: u64,
     jobs: Sender<Job>,
     reply: Sender<Packed>,
     packed: Receiver<Packed>,
@@ -37,6 +44,7 @@ impl OrderedFile {
         Self {
             file: BufWriter::with_capacity(GATHERED_BYTES, file),
             written: 0,
+            announced: 0,
             jobs: compressors.jobs(),
             reply,
             packed,
@@ -73,6 +81,10 @@ impl OrderedFile {
             );
             self.file.write_all(&packed.bytes)?;
             self.written += packed.bytes.len() as u64;
+        }
+        if self.written - self.announced >= WRITEBACK_BYTES {
+            writeback::begin(self.file.get_ref(), self.announced..self.written);
+            self.announced = self.written;
         }
         Ok(())
     }

@@ -143,7 +143,7 @@ impl TableWriter {
     pub fn set_chunk(&mut self, index: ChunkIndex, chunk: &Chunk<'_>) {
         let (algorithm, digest) = match chunk.digest {
             ChunkDigest::Sha256(digest) => (DIGEST_SHA256, digest),
-            ChunkDigest::Blake3(digest) => (DIGEST_BLAKE3, digest),
+            ChunkDigest::PackedBlake3(digest) => (DIGEST_PACKED_BLAKE3, digest),
             ChunkDigest::PackedSha256(digest) => (DIGEST_PACKED_SHA256, digest),
             ChunkDigest::Unknown => (DIGEST_UNKNOWN, [0; 32]),
         };
