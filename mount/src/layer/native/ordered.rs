@@ -12,9 +12,6 @@ use crate::extent::PackedOffset;
 use crate::layer::table::{Chunk, ChunkIndex, TableWriter};
 use crate::sys::writeback;
 
-/// Chunks of one layer that may wait for compression or for a slower one before them: 4 MiB.
-const IN_FLIGHT_LIMIT: u64 = 32;
-
 /// Chunks smaller than this are gathered before they are written; larger ones, which are most of the bytes, pass uncopied.
 const GATHERED_BYTES: usize = 16 << 10;
 
@@ -36,11 +33,14 @@ pub(super) struct OrderedFile {
     early: BTreeMap<u64, Packed>,
     next_sequence: u64,
     next_written: u64,
+    /// Chunks that may wait for compression or for a slower one before them.
+    in_flight_limit: u64,
 }
 
 impl OrderedFile {
     pub fn new(file: File, compressors: &Compressors) -> Self {
-        let (reply, packed) = bounded(IN_FLIGHT_LIMIT as usize);
+        let in_flight_limit = compressors.in_flight_limit();
+        let (reply, packed) = bounded(in_flight_limit as usize);
         Self {
             file: BufWriter::with_capacity(GATHERED_BYTES, file),
             written: 0,
@@ -52,6 +52,7 @@ impl OrderedFile {
             early: BTreeMap::new(),
             next_sequence: 0,
             next_written: 0,
+            in_flight_limit,
         }
     }
 
@@ -120,8 +121,8 @@ impl ChunkSink for OrderedFile {
             self.land(table, packed)?;
         }
         // Waiting for half of them at once spares most of the waking up.
-        if self.next_sequence - self.next_written >= IN_FLIGHT_LIMIT {
-            while self.next_sequence - self.next_written > IN_FLIGHT_LIMIT / 2 {
+        if self.next_sequence - self.next_written >= self.in_flight_limit {
+            while self.next_sequence - self.next_written > self.in_flight_limit / 2 {
                 self.wait(table)?;
             }
         }
