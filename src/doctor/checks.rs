@@ -2,20 +2,18 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Finding;
 use crate::container::namespaces::{self, Privilege};
 use crate::container::subids::{Ranges, found};
+use crate::container::writable;
 
 /// The option of `sifon doctor` that prints the profile; named by advice.
 pub const APPARMOR_PROFILE_OPTION: &str = "--apparmor-profile";
 
 /// User namespaces can mount FUSE file systems from here on.
 const OLDEST: (u32, u32) = (4, 18);
-
-/// And overlays.
-const WITH_OVERLAYS: (u32, u32) = (5, 11);
 
 /// Everything about this machine. This process must have a single thread: it tries what starting a program does first.
 pub fn host() -> Vec<Finding> {
@@ -28,7 +26,7 @@ pub fn host() -> Vec<Finding> {
     findings.push(namespaces(privilege));
     findings.push(fusermount(privilege));
     findings.push(subids(privilege));
-    findings.push(writing());
+    findings.push(overlays(privilege));
     findings
 }
 
@@ -43,11 +41,6 @@ fn kernel(release: &str) -> Finding {
                 "Linux {}.{} or later is needed; before that, `sifon mount` as root and `sifon pull` work",
                 OLDEST.0, OLDEST.1
             ),
-        ),
-        Some(version) if version < WITH_OVERLAYS => Finding::limited(
-            SUBJECT,
-            format!("{shown} has no overlays in user namespaces"),
-            "--writable-tmpfs and --overlay need Linux 5.11, or fuse-overlayfs",
         ),
         _ => Finding::works(SUBJECT, shown),
     }
@@ -170,38 +163,48 @@ fn subids(privilege: Privilege) -> Finding {
     }
 }
 
-/// Programs for writing into images where the kernel does not help.
-fn writing() -> Finding {
+/// What writing into an image needs: the kernel, or programs where it does not help.
+fn overlays(privilege: Privilege) -> Finding {
+    let refusal = writable::try_kernel_overlay(privilege).err();
+    overlays_with(refusal.map(|error| error.in_one_line()), |program| {
+        found(program).is_some()
+    })
+}
+
+fn overlays_with(refusal: Option<String>, is_installed: impl Fn(&str) -> bool) -> Finding {
     const SUBJECT: &str = "overlays";
-    let programs = [
+    let (by, needs_program) = match refusal {
+        None => (
+            "by the kernel".to_owned(),
+            "--overlay DIR on NFS, Lustre or GPFS",
+        ),
+        Some(refusal) => (
+            format!("not by the kernel ({refusal})"),
+            "--writable-tmpfs, --overlay DIR",
+        ),
+    };
+    let missing: Vec<_> = [
+        ("fuse-overlayfs", needs_program),
         ("fuse2fs", "--overlay FILE.ext3"),
-        ("fuse-overlayfs", "--overlay DIR on NFS, Lustre or GPFS"),
-    ];
-    let missing: Vec<_> = programs
-        .iter()
-        .filter(|(program, _)| found(program).is_none())
-        .collect();
+    ]
+    .into_iter()
+    .filter(|(program, _)| !is_installed(program))
+    .collect();
     if missing.is_empty() {
-        let paths: Vec<PathBuf> = programs
-            .iter()
-            .filter_map(|(name, _)| found(name))
-            .collect();
-        let paths: Vec<_> = paths
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect();
-        return Finding::works(SUBJECT, paths.join(", "));
+        return Finding::works(
+            SUBJECT,
+            format!("{by}, and by fuse-overlayfs and fuse2fs: --writable-tmpfs and --overlay work"),
+        );
     }
-    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
-    let uses: Vec<_> = missing.iter().map(|(_, option)| *option).collect();
+    let (names, uses): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     let names = names.join(", ");
     Finding::limited(
         SUBJECT,
         format!(
-            "not installed: {names}; without them not possible: {}",
+            "{by}; not installed: {names}; without them not possible: {}",
             uses.join(", ")
         ),
-        format!("install {names} (packages of these names), or use --writable-tmpfs"),
+        format!("install {names} (packages of these names)"),
     )
 }
 
@@ -215,15 +218,41 @@ mod tests {
         for (release, state) in [
             ("3.10.0-1160.el7.x86_64", State::Fails),
             ("4.17.0", State::Fails),
-            ("4.18.0-553.el8.x86_64", State::Limited),
-            ("5.10.0-28-amd64", State::Limited),
-            ("5.11.0", State::Works),
+            ("4.18.0-553.el8.x86_64", State::Works),
+            ("5.10.0-28-amd64", State::Works),
             ("6.8.0-45-generic", State::Works),
             ("10.0-rc1", State::Works),
             ("unheard of", State::Works),
         ] {
             assert_eq!(kernel(release).state, state, "{release}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_written_into_is_told_by_what_is_missing() {
+        let refusal = || Some("overlay: Operation not permitted".to_owned());
+        let with = |refusal, programs: &'static [&str]| {
+            overlays_with(refusal, |program| programs.contains(&program))
+        };
+        let all = &["fuse-overlayfs", "fuse2fs"];
+        assert_eq!(with(None, all).state, State::Works);
+        assert_eq!(with(refusal(), all).state, State::Works);
+        let old = with(refusal(), &["fuse2fs"]);
+        assert_eq!(old.state, State::Limited);
+        assert!(
+            old.found.contains("not permitted") && old.found.contains("--writable-tmpfs"),
+            "{old:?}"
+        );
+        let new = with(None, &["fuse2fs"]);
+        assert!(
+            new.found.contains("NFS") && !new.found.contains("--writable-tmpfs"),
+            "{new:?}"
+        );
+        assert!(
+            with(None, &["fuse-overlayfs"])
+                .found
+                .contains("--overlay FILE.ext3")
+        );
     }
 
     #[test]
