@@ -436,8 +436,14 @@ pub fn mount_fuse(target: &str, privilege: Privilege) -> Result<OwnedFd, Error> 
         checks_permissions: true,
         ..FuseOptions::default()
     };
-    sifon_mount::sys::mount::mount_fuse(Path::new(target), &options)
-        .map_err(|err| forbidden("mount of the image", err))
+    sifon_mount::sys::mount::mount_fuse(Path::new(target), &options).map_err(|err| {
+        match (privilege, err.kind()) {
+            (Privilege::User, io::ErrorKind::PermissionDenied) => {
+                forbidden("mount of the image", err)
+            }
+            _ => Error::system("mount of the image", err),
+        }
+    })
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Error> {

@@ -4,9 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::Finding;
+use super::{Finding, State};
 use crate::container::namespaces::{self, Privilege};
-use crate::container::subids::{Ranges, found};
+use crate::container::subids::{NoRanges, Ranges, found};
 use crate::container::writable;
 
 /// The option of `sifon doctor` that prints the profile; named by advice.
@@ -22,11 +22,17 @@ pub fn host() -> Vec<Finding> {
         .release()
         .to_string_lossy()
         .into_owned();
-    let mut findings = vec![kernel(&release), device()];
-    findings.push(namespaces(privilege));
-    findings.push(fusermount(privilege));
-    findings.push(subids(privilege));
-    findings.push(overlays(privilege));
+    let namespaces = namespaces(privilege);
+    let can_start = namespaces.state != State::Fails;
+    let mut findings = vec![
+        kernel(&release),
+        device(),
+        namespaces,
+        fusermount(privilege),
+    ];
+    if can_start {
+        findings.extend([subids(privilege), overlays(privilege)]);
+    }
     findings
 }
 
@@ -51,10 +57,22 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// Major and minor number of /dev/fuse (Documentation/admin-guide/devices.txt).
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
 fn device() -> Finding {
     const SUBJECT: &str = "/dev/fuse";
-    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Finding::works(SUBJECT, "can be opened"),
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    match opened.and_then(|device| device.metadata()) {
+        Ok(found) if is_fuse(found.rdev()) => Finding::works(SUBJECT, "can be opened"),
+        Ok(_) => Finding::fails(
+            SUBJECT,
+            "is something else than the device of that name",
+            format!(
+                "as root: rm /dev/fuse; mknod -m 666 /dev/fuse c {} {}",
+                FUSE_DEVICE.0, FUSE_DEVICE.1
+            ),
+        ),
         Err(err) => Finding::fails(
             SUBJECT,
             format!("cannot be opened: {err}"),
@@ -62,6 +80,10 @@ fn device() -> Finding {
              (--device /dev/fuse); `sifon pull` makes SIF files without it",
         ),
     }
+}
+
+fn is_fuse(device: u64) -> bool {
+    (rustix::fs::major(device), rustix::fs::minor(device)) == FUSE_DEVICE
 }
 
 /// Does what the first start of a program does: namespaces, and a mount in them.
@@ -144,21 +166,40 @@ fn is_setuid(program: &Path) -> bool {
     fs::metadata(program).is_ok_and(|found| found.uid() == 0 && found.mode() & 0o4000 != 0)
 }
 
+/// Makes a user namespace with the ranges that the site gives.
 fn subids(privilege: Privilege) -> Finding {
     const SUBJECT: &str = "subordinate ids";
-    match (privilege, Ranges::of_caller()) {
-        (Privilege::Root, _) => Finding::works(SUBJECT, "not needed: root has every number"),
-        (Privilege::User, Ok(Ranges { users, groups })) => Finding::works(
+    const ONE_USER: &str = "--fakeroot has one user, root";
+    if privilege == Privilege::Root {
+        return Finding::works(SUBJECT, "not needed: root has every number");
+    }
+    let ranges = match Ranges::of_caller() {
+        Ok(ranges) => ranges,
+        Err(problem) => {
+            let advice = match problem {
+                NoRanges::NoHelper(_) => "install it",
+                NoRanges::NotGiven { .. } => {
+                    "the administrator can give a range: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
+                }
+            };
+            return Finding::limited(SUBJECT, format!("{problem}: {ONE_USER}"), advice);
+        }
+    };
+    match namespaces::new_user_namespace_with(&ranges) {
+        Ok(_) => {
+            let Ranges { users, groups } = ranges;
+            Finding::works(
+                SUBJECT,
+                format!(
+                    "{} users from {} and {} groups from {}: --fakeroot has them beside root",
+                    users.count, users.first, groups.count, groups.first
+                ),
+            )
+        }
+        Err(error) => Finding::limited(
             SUBJECT,
-            format!(
-                "{} users from {} and {} groups from {}: --fakeroot has them beside root",
-                users.count, users.first, groups.count, groups.first
-            ),
-        ),
-        (Privilege::User, Err(problem)) => Finding::limited(
-            SUBJECT,
-            format!("{problem}: --fakeroot has one user, root"),
-            "the administrator can give a range: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
+            format!("{}: --fakeroot does not work", error.in_one_line()),
+            "newuidmap and newgidmap need root's rights (as root: chmod u+s), and the ranges must be the user's own",
         ),
     }
 }
@@ -173,7 +214,7 @@ fn overlays(privilege: Privilege) -> Finding {
 
 fn overlays_with(refusal: Option<String>, is_installed: impl Fn(&str) -> bool) -> Finding {
     const SUBJECT: &str = "overlays";
-    let (by, needs_program) = match refusal {
+    let (by_kernel, needs_program) = match refusal {
         None => (
             "by the kernel".to_owned(),
             "--overlay DIR on NFS, Lustre or GPFS",
@@ -193,7 +234,9 @@ fn overlays_with(refusal: Option<String>, is_installed: impl Fn(&str) -> bool) -
     if missing.is_empty() {
         return Finding::works(
             SUBJECT,
-            format!("{by}, and by fuse-overlayfs and fuse2fs: --writable-tmpfs and --overlay work"),
+            format!(
+                "{by_kernel}, by fuse-overlayfs and fuse2fs: --writable-tmpfs and --overlay work"
+            ),
         );
     }
     let (names, uses): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
@@ -201,7 +244,7 @@ fn overlays_with(refusal: Option<String>, is_installed: impl Fn(&str) -> bool) -
     Finding::limited(
         SUBJECT,
         format!(
-            "{by}; not installed: {names}; without them not possible: {}",
+            "{by_kernel}; not installed: {names}; without them not possible: {}",
             uses.join(", ")
         ),
         format!("install {names} (packages of these names)"),
@@ -210,7 +253,6 @@ fn overlays_with(refusal: Option<String>, is_installed: impl Fn(&str) -> bool) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
     use super::*;
 
     #[test]
