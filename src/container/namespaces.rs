@@ -91,7 +91,7 @@ pub fn create(
     privilege: Privilege,
     mount: impl FnOnce() -> Result<OwnedFd, Error>,
 ) -> Result<(Joinable, OwnedFd), Error> {
-    let mut made = in_another_process(|| {
+    let made = in_another_process(|| {
         let user = match privilege {
             Privilege::Root => {
                 namespace::unshare_mounts()
@@ -110,13 +110,14 @@ pub fn create(
         let always = [connection, mounts, host];
         Ok(always.into_iter().chain(user).collect())
     })?;
-    let connection = made.remove(0);
-    Joinable::from_descriptors(made)
-        .map(|joinable| (joinable, connection))
+    let mut made = made.into_iter();
+    let connection = made.next();
+    connection
+        .and_then(|connection| Some((Joinable::from_descriptors(made.collect())?, connection)))
         .ok_or_else(|| Error::Refused("namespaces: the process that makes them died".into()))
 }
 
-/// The descriptors, at least one, that `make` gives in a copy of this process, which is gone then.
+/// The descriptors that `make` gives in a copy of this process, which is gone then.
 pub(super) fn in_another_process(
     make: impl FnOnce() -> Result<Vec<OwnedFd>, Error>,
 ) -> Result<Vec<OwnedFd>, Error> {
@@ -136,7 +137,7 @@ pub(super) fn in_another_process(
     drop(here);
     let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
     match received.map_err(|err| Error::system("namespaces", err))? {
-        Some((None, descriptors)) if !descriptors.is_empty() => Ok(descriptors),
+        Some((None, descriptors)) => Ok(descriptors),
         Some((Some(failure), _)) => Err(failure.into()),
         _ => Err(Error::Refused(
             "namespaces: the process that makes them died".into(),
@@ -435,8 +436,14 @@ pub fn mount_fuse(target: &str, privilege: Privilege) -> Result<OwnedFd, Error> 
         checks_permissions: true,
         ..FuseOptions::default()
     };
-    sifon_mount::sys::mount::mount_fuse(Path::new(target), &options)
-        .map_err(|err| forbidden("mount of the image", err))
+    sifon_mount::sys::mount::mount_fuse(Path::new(target), &options).map_err(|err| {
+        match (privilege, err.kind()) {
+            (Privilege::User, io::ErrorKind::PermissionDenied) => {
+                forbidden("mount of the image", err)
+            }
+            _ => Error::system("mount of the image", err),
+        }
+    })
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Error> {

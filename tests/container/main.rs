@@ -16,6 +16,7 @@ mod environment;
 mod fakeroot;
 mod hostile;
 mod leftovers;
+mod older;
 mod options;
 mod oracle;
 mod overlay;
