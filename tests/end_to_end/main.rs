@@ -26,6 +26,7 @@ mod outages;
 mod pull;
 mod pulled;
 mod requests;
+mod resumed;
 mod shared;
 mod soci;
 mod store;
