@@ -20,6 +20,7 @@ mod fetching;
 mod files;
 mod formats;
 mod https;
+mod interrupted;
 mod lazy;
 mod lifetime;
 mod outages;

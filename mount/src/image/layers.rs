@@ -291,7 +291,7 @@ impl Opener<'_> {
             Err(
                 OpenError::Convert(ConvertError::Write { source, .. })
                 | OpenError::Store { source, .. },
-            ) => {
+            ) if self.store.keeps() => {
                 tracing::warn!(
                     store = %self.store.directory().display(),
                     error = %source,

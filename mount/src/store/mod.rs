@@ -162,6 +162,11 @@ impl Store {
         self.own.path()
     }
 
+    /// Whether anything is kept: if not, files without names are made where the settings say, and there only.
+    pub fn keeps(&self) -> bool {
+        self.own.is_writable()
+    }
+
     /// The bytes that `digest` names, if they are here: a manifest, an index or a config.
     pub fn manifest(&self, digest: Digest) -> Option<Vec<u8>> {
         self.directories().find_map(|directory| {
