@@ -718,3 +718,24 @@ fn a_loopback_server_that_wants_tls_is_asked_with_tls() {
     let is_tls_hello = |seen: &Message| seen.start.as_bytes().first() == Some(&0x16);
     assert!(server.seen().iter().any(is_tls_hello));
 }
+
+#[test]
+fn a_part_of_a_blob_is_streamed_also_where_whole_blobs_are_sent() {
+    let content = noise(2 * LARGE + 17);
+    for does_ranges in [true, false] {
+        let served = content.clone();
+        let server = Faulty::start(move |request, _| match does_ranges {
+            true => Reply::content(request, &served),
+            false => Reply::ok(served.clone()),
+        });
+        let blob = blob(&server, &settings(), &content);
+        for range in [LARGE + 5..2 * LARGE + 1, 7..content.len(), 3..3] {
+            let mut part = Vec::new();
+            let mut stream = blob
+                .stream_of(range.start as u64..range.end as u64)
+                .unwrap();
+            stream.read_to_end(&mut part).unwrap();
+            assert!(part == content[range.clone()], "{range:?} {does_ranges}");
+        }
+    }
+}

@@ -13,6 +13,7 @@ mod memory;
 mod native;
 mod pace;
 mod remote;
+mod resumed;
 mod room;
 mod spare;
 
@@ -27,6 +28,7 @@ pub use copy::PackedCopy;
 pub use download::{Download, DownloadError};
 pub use fetcher::Limits;
 pub use native::Restream;
+pub use resumed::Resumed;
 
 use crate::blob::BlobError;
 use crate::digest::Digest;

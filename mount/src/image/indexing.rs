@@ -129,7 +129,7 @@ impl Opener<'_> {
             mut table,
             ztoc,
             window_bytes,
-        } = indexed?;
+        } = indexed.inspect_err(|err| self.forget_wrong(digest, err))?;
         let sealed = self
             .store
             .sealed_with(Name::Index(digest), |to| table.finish(digest, to));

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::index::{self, Index, Unusable};
 use super::open::{Description, OnProgress, OpenError, Opener, Progress};
 use crate::digest::Digest;
-use crate::fetch::{LayerChunks, Origin, PackedCopy, Restream};
+use crate::fetch::{LayerChunks, Origin, PackedCopy, Restream, Resumed};
 use crate::layer::estargz;
 use crate::layer::native::{Blueprint, Compressors, ConvertError, Footer, accepted, convert};
 use crate::layer::soci;
@@ -265,20 +265,33 @@ impl Opener<'_> {
         progress: &OnProgress,
     ) -> Result<(Table, Option<File>), OpenError> {
         let (digest, size) = (layer.digest(), layer.descriptor.size);
+        let is_in_vain = || ready.is_in_vain.load(Ordering::Relaxed);
+        let turn = self.store.turn(digest, &is_in_vain);
+        if let Some(kept) = self.kept(layer) {
+            tracing::debug!("layer {digest}: in the store by now");
+            return Ok(kept);
+        }
         tracing::debug!("layer {digest}: streamed, all {size} bytes of it");
+        let progress: OnProgress = {
+            let progress = Arc::clone(progress);
+            Arc::new(move |step| {
+                turn.goes_on();
+                progress(step);
+            })
+        };
         let streamed = self
             .store
             .draft()
             .map_err(|source| self.unwritable(source))
             .and_then(|draft| {
                 let scratch = self.store.scratch();
-                self.streamed_into(draft, &scratch, layer, ready, progress)
+                self.streamed_into(draft, &scratch, layer, ready, &progress)
             });
         match streamed {
             Err(
                 OpenError::Convert(ConvertError::Write { source, .. })
                 | OpenError::Store { source, .. },
-            ) => {
+            ) if self.store.keeps() => {
                 tracing::warn!(
                     store = %self.store.directory().display(),
                     error = %source,
@@ -286,7 +299,8 @@ impl Opener<'_> {
                 );
                 let draft = self.store.nameless_draft();
                 let draft = draft.map_err(|source| self.unwritable(source))?;
-                self.streamed_into(draft, &std::env::temp_dir(), layer, ready, progress)
+                let scratch = std::env::temp_dir();
+                self.streamed_into(draft, &scratch, layer, ready, &progress)
             }
             streamed => streamed,
         }
@@ -307,23 +321,32 @@ impl Opener<'_> {
         });
         let packed = self.counted(layer, ready, progress)?;
         let file = draft.file().map_err(|source| self.unwritable(source))?;
-        let writer = convert(
+        let converted = convert(
             layer.blueprint(),
             Box::new(packed),
             file,
             scratch,
             ready.compressors.get_or_init(Compressors::start),
-        )?;
+        );
+        let writer = converted.inspect_err(|err| self.forget_wrong(digest, err))?;
         let native = self
             .store
             .seal(draft, Name::Native(digest))
             .map_err(|err| self.unwritable(err))?;
+        self.store.forget_packed(digest);
         let table = self.sealed(digest, writer)?;
         progress(Progress::Finished { layer: digest });
         Ok((table, Some(native)))
     }
 
-    /// The layer's packed bytes, while they come.
+    /// Removes what came of a layer that failed, but for what the next try goes on with: the source may be back then.
+    pub(super) fn forget_wrong(&self, layer: Digest, error: &ConvertError) {
+        if !matches!(error, ConvertError::Read { .. }) {
+            self.store.forget_packed(layer);
+        }
+    }
+
+    /// The layer's packed bytes, while they come; those that came to an earlier try are not asked for again.
     pub(super) fn counted(
         &self,
         layer: &Layer<'_>,
@@ -332,10 +355,15 @@ impl Opener<'_> {
     ) -> Result<Counted, OpenError> {
         let digest = layer.digest();
         let blob = self.blob(layer.descriptor);
-        let stream = blob.stream().map_err(|source| OpenError::Blob {
+        let stream = Resumed::new(blob, self.store).map_err(|source| OpenError::Blob {
             layer: digest,
             source,
         })?;
+        let kept = stream.kept_bytes();
+        if kept > 0 {
+            let size = layer.descriptor.size;
+            tracing::info!("layer {digest}: {kept} of {size} bytes are here already");
+        }
         Ok(Counted {
             stream,
             layer: digest,
@@ -369,7 +397,7 @@ impl Opener<'_> {
 
 /// A blob's stream that tells how much of it came, and ends when nobody needs it any more.
 pub(super) struct Counted {
-    stream: Box<dyn Read + Send>,
+    stream: Resumed,
     layer: Digest,
     progress: OnProgress,
     is_in_vain: Arc<AtomicBool>,

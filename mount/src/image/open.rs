@@ -403,6 +403,11 @@ impl<'a> Opener<'a> {
             }
             .into());
         }
+        // Many processes that want the same image at once ask for each document once: registries count that.
+        let _turn = self.store.turn(digest, &|| false);
+        if let Some(bytes) = self.store.manifest(digest) {
+            return Ok(bytes.into());
+        }
         let bytes = ask()?;
         self.store.keep_manifest(digest, &bytes);
         Ok(bytes)

@@ -401,11 +401,11 @@ impl Blob for RemoteBlob {
         }
     }
 
-    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+    fn stream_of(&self, range: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError> {
         let network = self.registry.network(&self.main().object())?;
         let places = self.by_health().into_iter();
         let remotes = places.map(|(_, remote)| Arc::clone(remote)).collect();
-        Ok(Box::new(Stream::new(network.clone(), remotes)))
+        Ok(Box::new(Stream::new(network.clone(), remotes, range)))
     }
 
     fn is_remote(&self) -> bool {

@@ -10,7 +10,7 @@ use super::compress::{Compressors, Job, Packed};
 use super::cut::ChunkSink;
 use crate::extent::PackedOffset;
 use crate::layer::table::{Chunk, ChunkIndex, TableWriter};
-use crate::sys::writeback;
+use crate::sys::writeback::begin_writing;
 
 /// Chunks smaller than this are gathered before they are written; larger ones, which are most of the bytes, pass uncopied.
 const GATHERED_BYTES: usize = 16 << 10;
@@ -84,7 +84,7 @@ impl OrderedFile {
             self.written += packed.bytes.len() as u64;
         }
         if self.written - self.announced >= WRITEBACK_BYTES {
-            writeback::begin(self.file.get_ref(), self.announced..self.written);
+            begin_writing(self.file.get_ref(), self.announced..self.written);
             self.announced = self.written;
         }
         Ok(())
