@@ -1,22 +1,31 @@
 //! Plain chunks in memory, within a budget, so that one `cp -a` does not flush what programs use.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::layer::decode::fine::Cut;
 use crate::layer::table::ChunkIndex;
 
 /// A chunk of an image: the layer's place in it, from the bottom, and the chunk's in the layer.
 pub(super) type Key = (u16, ChunkIndex);
+
+/// A chunk, or one of the pieces into which it was cut.
+type Part = (Key, Option<u32>);
+
+/// What is known of how chunks are cut may take so much.
+const CUTS_BYTES: usize = 24 << 20;
 
 const SHARDS: usize = 16;
 
 /// Chunks that were asked for twice take this part of the budget at most; the rest are on probation.
 const PROTECTED_SHARE: (usize, usize) = (3, 4);
 
-/// Large chunks are those of others' formats: SOCI's spans have 4 MiB and more. They have half of the budget.
+/// Large chunks are those of others' formats, in so far as they cannot be cut. They have half of the budget, less what is known of
+/// cuts.
 const SMALL_BYTES: usize = 1 << 20;
 
 /// A segmented LRU: a chunk comes in on probation, is protected when it is asked for again, and falls back to
@@ -25,6 +34,8 @@ pub(super) struct Memory {
     shards: Vec<Mutex<Shard>>,
     /// For chunks of more than [`SMALL_BYTES`], which are few: a shard of the others would have room for one or two.
     large: Mutex<Shard>,
+    /// Chunks that were cut, the one that was used last first, and the memory that these take.
+    cuts: Mutex<(LruCache<Key, Arc<Cut>>, usize)>,
     hasher: RandomState,
 }
 
@@ -35,7 +46,7 @@ struct Shard {
 }
 
 struct Segment {
-    chunks: LruCache<Key, Bytes>,
+    chunks: LruCache<Part, Bytes>,
     bytes: usize,
 }
 
@@ -50,40 +61,85 @@ impl Memory {
         };
         Self {
             shards: (0..SHARDS).map(|_| shard(bytes / 2 / SHARDS)).collect(),
-            large: shard(bytes / 2),
+            large: shard((bytes / 2).saturating_sub(CUTS_BYTES)),
+            cuts: Mutex::new((LruCache::unbounded(), 0)),
             hasher: RandomState::new(),
         }
     }
 
     pub fn get(&self, key: Key) -> Option<Bytes> {
-        let small = self.shard(key).lock().get(key);
-        small.or_else(|| self.large.lock().get(key))
+        let part = (key, None);
+        let small = self.shard(part).lock().get(part);
+        small.or_else(|| self.large.lock().get(part))
+    }
+
+    /// The piece of a chunk that has the plain byte `at`, and where in the chunk it begins.
+    pub fn piece(&self, key: Key, at: u32) -> Option<(u32, Bytes)> {
+        let cut = self.cut(key)?;
+        let place = cut.place(at)?;
+        let part = (key, Some(place as u32));
+        let plain = self.shard(part).lock().get(part)?;
+        Some((cut.plain_at(place), plain))
+    }
+
+    pub fn keep_piece(&self, key: Key, place: usize, plain: Bytes) {
+        let part = (key, Some(place as u32));
+        self.shard(part).lock().keep(part, plain);
+    }
+
+    /// How a chunk was cut.
+    pub fn cut(&self, key: Key) -> Option<Arc<Cut>> {
+        self.cuts.lock().0.get(&key).cloned()
+    }
+
+    pub fn keep_cut(&self, key: Key, cut: Arc<Cut>) {
+        let mut cuts = self.cuts.lock();
+        let (known, bytes) = &mut *cuts;
+        *bytes += cut.bytes();
+        if let Some(old) = known.put(key, cut) {
+            *bytes -= old.bytes();
+        }
+        while *bytes > CUTS_BYTES
+            && let Some((_, old)) = known.pop_lru()
+        {
+            *bytes -= old.bytes();
+        }
+    }
+
+    /// A chunk was not cut as is thought.
+    pub fn forget_cut(&self, key: Key) {
+        let mut cuts = self.cuts.lock();
+        if let Some(old) = cuts.0.pop(&key) {
+            cuts.1 -= old.bytes();
+        }
     }
 
     /// Whether it is there; this is no use of it.
     pub fn has(&self, key: Key) -> bool {
-        self.shard(key).lock().has(key) || self.large.lock().has(key)
+        let part = (key, None);
+        self.shard(part).lock().has(part) || self.large.lock().has(part)
     }
 
     pub fn keep(&self, key: Key, chunk: Bytes) {
+        let part = (key, None);
         let shard = match chunk.len() > SMALL_BYTES {
             true => &self.large,
-            false => self.shard(key),
+            false => self.shard(part),
         };
-        shard.lock().keep(key, chunk);
+        shard.lock().keep(part, chunk);
     }
 
-    fn shard(&self, key: Key) -> &Mutex<Shard> {
-        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    fn shard(&self, part: Part) -> &Mutex<Shard> {
+        &self.shards[self.hasher.hash_one(part) as usize % SHARDS]
     }
 }
 
 impl Shard {
-    fn has(&self, key: Key) -> bool {
+    fn has(&self, key: Part) -> bool {
         self.protected.chunks.contains(&key) || self.probation.chunks.contains(&key)
     }
 
-    fn get(&mut self, key: Key) -> Option<Bytes> {
+    fn get(&mut self, key: Part) -> Option<Bytes> {
         if let Some(chunk) = self.protected.chunks.get(&key) {
             return Some(chunk.clone());
         }
@@ -98,7 +154,7 @@ impl Shard {
         Some(chunk)
     }
 
-    fn keep(&mut self, key: Key, chunk: Bytes) {
+    fn keep(&mut self, key: Part, chunk: Bytes) {
         if self.protected.chunks.contains(&key) {
             return;
         }
@@ -121,20 +177,20 @@ impl Default for Segment {
 }
 
 impl Segment {
-    fn put(&mut self, key: Key, chunk: Bytes) {
+    fn put(&mut self, key: Part, chunk: Bytes) {
         self.bytes += chunk.len();
         if let Some(old) = self.chunks.put(key, chunk) {
             self.bytes -= old.len();
         }
     }
 
-    fn take(&mut self, key: Key) -> Option<Bytes> {
+    fn take(&mut self, key: Part) -> Option<Bytes> {
         let chunk = self.chunks.pop(&key)?;
         self.bytes -= chunk.len();
         Some(chunk)
     }
 
-    fn pop(&mut self) -> Option<(Key, Bytes)> {
+    fn pop(&mut self) -> Option<(Part, Bytes)> {
         let (key, chunk) = self.chunks.pop_lru()?;
         self.bytes -= chunk.len();
         Some((key, chunk))
@@ -145,8 +201,8 @@ impl Segment {
 mod tests {
     use super::*;
 
-    fn key(chunk: u32) -> Key {
-        (0, ChunkIndex(chunk))
+    fn key(chunk: u32) -> Part {
+        ((0, ChunkIndex(chunk)), None)
     }
 
     fn shard(budget: usize) -> Shard {
@@ -187,9 +243,9 @@ mod tests {
     fn a_chunk_larger_than_a_shard_is_kept() {
         let memory = Memory::with_budget(128 << 20);
         for chunk in 0..3 {
-            memory.keep(key(chunk), vec![0; 20 << 20].into());
+            memory.keep(key(chunk).0, vec![0; 12 << 20].into());
         }
-        assert!((0..3).all(|chunk| memory.get(key(chunk)).is_some()));
+        assert!((0..3).all(|chunk| memory.get(key(chunk).0).is_some()));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub fn indexed(
     let write = |source| ConvertError::unwritten(layer, source);
     let mut files = Files {
         layer,
-        table: TableWriter::in_directory(scratch).map_err(write)?,
+        table: TableWriter::in_directory(scratch),
         ztoc: shares.then(ZtocWriter::default),
         landmarks: Landmarks::default(),
         starts: Vec::new(),
