@@ -317,9 +317,16 @@ impl SourceError {
             Self::Manifest { .. } => {
                 Some("the image was built wrongly: ask its publisher, or name another tag".into())
             }
-            Self::File { hint, .. } => hint.clone().or_else(|| {
-                Some("check the path; if it is right, make the layout or archive again".into())
-            }),
+            Self::File {
+                hint: Some(hint), ..
+            } => Some(hint.clone()),
+            Self::File {
+                source: Some(source),
+                ..
+            } if source.kind() == std::io::ErrorKind::NotFound => Some("check the path".into()),
+            Self::File { .. } => {
+                Some("check the path; if it is right, the file is damaged: make it again".into())
+            }
         }
     }
 }
