@@ -58,7 +58,7 @@ impl Context {
 
     /// Opens an image; progress is shown on a terminal.
     pub fn open(&self, reference: &Reference) -> Result<Opened, Error> {
-        self.open_telling(reference, &self.output.progress(), &|_, _| None)
+        self.open_telling(reference, &self.output.progress(), None)
     }
 
     /// Opens an image with a layer of ours on top; `progress` is told how far that is.
@@ -66,7 +66,7 @@ impl Context {
         &self,
         reference: &Reference,
         progress: &OnProgress,
-        on_top: &OnTop<'_>,
+        on_top: Option<&OnTop<'_>>,
     ) -> Result<Opened, Error> {
         Ok(open_with(
             reference,

@@ -1,6 +1,5 @@
 //! The process that shows images to programs; see [`crate::container::server`].
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -10,14 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Weak};
 
-use sifon_mount::image::Image;
 use sifon_mount::image::history::{History, Plan};
-use sifon_mount::image::open::{Description, OnProgress, identify, open_with};
+use sifon_mount::image::open::{OnProgress, identify, open_with};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
 
-use super::mount::singularitys_layer;
+use super::mount::with_singularitys_layer;
 use super::stats;
 use crate::container::client::KIND;
 use crate::container::environment::Variables;
@@ -102,7 +100,8 @@ impl StoredImages {
         let (name, store) = self.store(&settings.store)?;
         let reference = Reference::parse(&request.image)?;
         let description = identify(&reference, &settings.open, &store)?;
-        Ok(format!("{} {name}", description.manifest_digest))
+        let form = if request.is_bare { "bare " } else { "" };
+        Ok(format!("{form}{} {name}", description.manifest_digest))
     }
 
     fn opened(&self, request: &Request, opening: &Arc<Opening>) -> Result<Shown, Error> {
@@ -112,17 +111,14 @@ impl StoredImages {
         let reference = Reference::parse(&request.image)?;
         let told = Arc::clone(opening);
         let progress: OnProgress = Arc::new(move |step| told.step(&step));
-        let has_own_scripts = Cell::new(false);
         let timeout = settings.open.registry.timeout;
-        let on_top = |image: &Image, description: &Description| {
-            let top = singularitys_layer(image, description, &reference, timeout);
-            has_own_scripts.set(matches!(top, Ok(None)));
-            top.unwrap_or_else(|err| {
-                tracing::warn!("{reference}: /.singularity.d is left out: {err}");
-                None
-            })
-        };
-        let opened = open_with(&reference, &settings.open, &store, &progress, &on_top)?;
+        let opened = with_singularitys_layer(&reference, timeout, |on_top| {
+            let on_top = (!request.is_bare).then_some(on_top);
+            open_with(&reference, &settings.open, &store, &progress, on_top)
+        })?;
+        if let Err(err) = &opened.has_layer_on_top {
+            tracing::warn!("{reference}: /.singularity.d is left out: {err}");
+        }
         let plan = Plan {
             uses_profile: !settings.open.no_profile,
             completes: false,
@@ -142,7 +138,7 @@ impl StoredImages {
             command: bytes(&config.cmd),
             working_directory: config.working_dir.clone().into_bytes(),
             user: config.user.clone().into_bytes(),
-            has_own_scripts: has_own_scripts.get(),
+            has_own_scripts: matches!(opened.has_layer_on_top, Ok(false)),
         };
         Ok(Shown {
             image: Arc::clone(&opened.image),

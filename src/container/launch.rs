@@ -86,6 +86,7 @@ impl Launch<'_> {
             image: self.image.clone(),
             targets: targets(self.plan),
             linger: self.linger,
+            is_bare: false,
         };
         let (ready, joinable, joining) = server.ask(request, privilege, self.hears)?;
         let image = namespaces::join(joinable)?;

@@ -64,6 +64,8 @@ pub struct Opened {
     pub description: Description,
     /// Keeps the image in the store while it is open.
     pub lease: Option<Lease>,
+    /// Whether the caller's own layer lies on top of it; or why not.
+    pub has_layer_on_top: io::Result<bool>,
 }
 
 /// An image's documents.
@@ -197,35 +199,45 @@ pub fn open(
     store: &Arc<Store>,
     progress: &OnProgress,
 ) -> Result<Opened, OpenError> {
-    open_with(reference, options, store, progress, &|_, _| None)
+    open_with(reference, options, store, progress, None)
 }
 
-/// A layer of the caller's own for the top of an image, which it may look into: a tar stream, or none. The same image should be
-/// given the same bytes, because the store keeps what becomes of them.
-pub type OnTop<'a> = dyn Fn(&Image, &Description) -> Option<Vec<u8>> + 'a;
+/// A layer's tar stream, or none if none is needed; or why it could not be made.
+pub type TarOrNone = io::Result<Option<Vec<u8>>>;
 
-/// The same as [`open`], with what `on_top` gives as one more layer.
+/// A layer of the caller's own for the top of an image.
+pub struct OnTop<'a> {
+    /// What the layer depends on beside the image, so that it is made once: of one name an image is given the same bytes.
+    pub name: &'a str,
+    /// Makes the layer, a tar stream, and may look into the image for that; none if the image needs none.
+    pub layer: &'a dyn Fn(&Image, &Description) -> TarOrNone,
+}
+
+/// The same as [`open`], with one more layer if `on_top` has one; the image is opened without it if it cannot be made.
 pub fn open_with(
     reference: &Reference,
     options: &Options,
     store: &Arc<Store>,
     progress: &OnProgress,
-    on_top: &OnTop<'_>,
+    on_top: Option<&OnTop<'_>>,
 ) -> Result<Opened, OpenError> {
     tracing::debug!("store: {}", store.directory().display());
     let mut opener = Opener::new(reference, options, store)?;
     let description = opener.description()?;
     let (mut layers, soci_index) = opener.layers(&description, progress)?;
-    let (mut key, tree) = opener.tree(&layers)?;
-    let mut tree_below = None;
-    let (mut image, mut chunks) = opener.readable(tree, &layers);
-    if let Some(tar) = on_top(&image, &description) {
-        layers.push(opener.layer_on_top(tar)?);
-        tree_below = Some(key);
-        let tree;
-        (key, tree) = opener.tree(&layers)?;
-        (image, chunks) = opener.readable(tree, &layers);
-    }
+    let (top, made) = opener.on_top(on_top, &layers, &description)?;
+    let tree_below = made.as_ref().is_ok_and(Option::is_some);
+    let tree_below = tree_below.then(|| tree_key_of(&layers));
+    let has_layer_on_top = match made {
+        Ok(Some(tar)) => {
+            layers.push(opener.layer_on_top(tar)?);
+            Ok(true)
+        }
+        Ok(None) => Ok(false),
+        Err(err) => Err(err),
+    };
+    let (key, tree) = opener.tree(&layers)?;
+    let (image, chunks) = opener.readable(tree, &layers);
     let tables = image.tables();
     let record = ImageRecord {
         reference: reference.to_string(),
@@ -238,6 +250,7 @@ pub fn open_with(
         tables: tables.iter().map(|table| table.key()).collect(),
         tree: key,
         tree_below,
+        top,
     };
     let lease = store.lease(&record);
     store.evict(store.budget(), false);
@@ -246,6 +259,7 @@ pub fn open_with(
         chunks,
         description,
         lease,
+        has_layer_on_top,
     })
 }
 
@@ -487,6 +501,35 @@ impl<'a> Opener<'a> {
         }
     }
 
+    /// The tar stream for the top of the image of `layers`, from the store or made now, and the name that the store has it by. Only to make
+    /// it, the image is opened without it first.
+    fn on_top(
+        &self,
+        on_top: Option<&OnTop<'_>>,
+        layers: &[Arc<LayerChunks>],
+        description: &Description,
+    ) -> Result<(Option<Digest>, TarOrNone), OpenError> {
+        let Some(on_top) = on_top else {
+            return Ok((None, Ok(None)));
+        };
+        let (below, manifest) = (tree_key_of(layers), description.manifest_digest);
+        let name = format!("on top of {below}, for {manifest}: {}\n", on_top.name);
+        let name = Digest::of(name.as_bytes());
+        // An image that needs none has a name for nothing.
+        let stream = |bytes: Vec<u8>| (!bytes.is_empty()).then_some(bytes);
+        if let Some(bytes) = self.store.top(name) {
+            return Ok((Some(name), Ok(stream(bytes))));
+        }
+        let (_, tree) = self.tree(layers)?;
+        let (image, _) = self.readable(tree, layers);
+        let made = (on_top.layer)(&image, description);
+        if let Ok(made) = &made {
+            self.store
+                .keep_top(name, made.as_deref().unwrap_or_default());
+        }
+        Ok((made.is_ok().then_some(name), made))
+    }
+
     /// A layer of which we have the tar stream.
     fn layer_on_top(&mut self, tar: Vec<u8>) -> Result<Arc<LayerChunks>, OpenError> {
         let blob = MemoryBlob::new(tar);
@@ -526,8 +569,7 @@ impl<'a> Opener<'a> {
     fn tree(&self, layers: &[Arc<LayerChunks>]) -> Result<(Digest, Tree), OpenError> {
         let tables: Vec<&Table> = layers.iter().map(|layer| &**layer.table()).collect();
         let digests: Vec<Digest> = tables.iter().map(|table| table.layer()).collect();
-        let keys: Vec<Digest> = tables.iter().map(|table| table.key()).collect();
-        let key = store::tree_key(&keys);
+        let key = tree_key_of(layers);
         if let Some(tree) = self.store.tree(key)
             && tree.layers().is_ok_and(|layers| layers == digests)
         {
@@ -552,4 +594,10 @@ impl<'a> Opener<'a> {
         let tree = Tree::open(sealed.map_err(|source| self.unwritable(source))?)?;
         Ok((key, tree))
     }
+}
+
+/// What the store calls the tree of these layers.
+fn tree_key_of(layers: &[Arc<LayerChunks>]) -> Digest {
+    let keys: Vec<Digest> = layers.iter().map(|layer| layer.table().key()).collect();
+    store::tree_key(&keys)
 }

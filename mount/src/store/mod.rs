@@ -80,6 +80,8 @@ pub enum Name {
     Packed(Digest),
     /// A merged tree, by [`tree_key`].
     Tree(Digest),
+    /// What is laid on top of a tree, by whatever name the one who does that has for it.
+    Top(Digest),
     /// What is read of the image of this manifest.
     Profile(Digest),
     /// What the last mount of the image of this manifest cost.
@@ -95,6 +97,7 @@ impl Name {
             Self::Native(digest) => ("layers", digest, ".native"),
             Self::Packed(digest) => ("packed", digest, ""),
             Self::Tree(digest) => ("trees", digest, ""),
+            Self::Top(digest) => ("trees", digest, ".top"),
             Self::Profile(digest) => ("profiles", digest, ".profile"),
             Self::Stats(digest) => ("profiles", digest, ".stats"),
         };
@@ -223,6 +226,19 @@ impl Store {
     /// The merged tree of the given key, if a trusted directory has it.
     pub fn tree(&self, key: Digest) -> Option<Tree> {
         Tree::open(self.sealed(Name::Tree(key))?).ok()
+    }
+
+    /// The bytes of that name, if a trusted directory has them: see [`Name::Top`].
+    pub fn top(&self, name: Digest) -> Option<Vec<u8>> {
+        Some(self.sealed(Name::Top(name))?.to_vec())
+    }
+
+    /// Keeps such bytes.
+    pub fn keep_top(&self, name: Digest, bytes: &[u8]) {
+        let kept = self.sealed_with(Name::Top(name), |to| to.write_all(bytes));
+        if let Err(err) = kept {
+            tracing::debug!(%name, error = %err, "what lies on top of a tree is not kept");
+        }
     }
 
     /// The native file of a streamed layer. Its bytes are to be checked, chunk by chunk.

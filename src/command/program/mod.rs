@@ -113,6 +113,7 @@ fn start(
             image: file.into(),
             targets: Vec::new(),
             linger,
+            is_bare: true,
         };
         Ok(Server::tree(&group, serve::VERB, kind, request, &told)?)
     })?;
