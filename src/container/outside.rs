@@ -22,6 +22,7 @@ use sifon_mount::sys::answer::answer_of;
 use sifon_mount::sys::{descriptor, namespace};
 
 use super::error::Error;
+use super::ext::DIRECTORIES;
 use super::namespaces::in_another_process;
 use super::subids::found;
 
@@ -67,14 +68,14 @@ pub fn overlay(lower: &[PathBuf], upper: &Upper<'_>) -> Result<OwnedFd, Error> {
             Upper::Ext(file) => {
                 let place = directory("ext")?;
                 fuse2fs(file, &place, false)?;
-                for name in ["upper", "work"] {
+                for name in DIRECTORIES {
                     let path = place.join(name);
                     fs::create_dir_all(&path).map_err(|source| Error::System {
                         action: format!("directory {name} in {}", file.display()),
                         source,
                         hint: Some(
-                            "make the file with directories upper and work of your own in it, as `apptainer overlay create` \
-                             and `mke2fs -d` do"
+                            "the file's root directory is another user's: install e2fsprogs, which has debugfs, or make the file with \
+                             `sifon overlay create`"
                                 .into(),
                         ),
                     })?;

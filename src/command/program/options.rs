@@ -15,6 +15,8 @@ use super::Action;
 use crate::command::gpu;
 use crate::container::bind::{self, BindRequest};
 use crate::container::environment::{Sources, Variables};
+use crate::container::ext;
+use crate::container::namespaces;
 use crate::container::plan::Options;
 use crate::container::scripts;
 use crate::container::writable::{Overlay, Place, Writable};
@@ -125,8 +127,8 @@ pub struct Args {
     pub(super) writable_tmpfs: bool,
     /// Let the program write into the image, and keep what it writes in this directory or ext3 file
     ///
-    /// May be repeated; but one all must be read-only: PATH:ro, a SIF or a squashfs. The first is undermost. An ext3 file needs
-    /// the programs fuse2fs and fuse-overlayfs.
+    /// May be repeated; but one all must be read-only: PATH:ro, a SIF or a squashfs. The first is undermost. An ext3 file (see
+    /// `sifon overlay create`) needs the programs fuse2fs and fuse-overlayfs.
     #[arg(help_heading = WRITING, short, long, value_name = "PATH[:ro]")]
     pub(super) overlay: Vec<OsString>,
     /// Show the host's NVIDIA driver: libraries, programs, devices
@@ -338,14 +340,16 @@ impl Args {
             command: action.verb().into(),
             app: self.app.clone(),
             instance: None,
-            ids: match self.fakeroot {
-                true => (0, 0),
-                false => (
-                    rustix::process::geteuid().as_raw(),
-                    rustix::process::getegid().as_raw(),
-                ),
-            },
+            ids: self.numbers_inside(),
         })
+    }
+
+    /// User and group that the caller is in the container.
+    fn numbers_inside(&self) -> (u32, u32) {
+        match self.fakeroot {
+            true => (0, 0),
+            false => namespaces::own_numbers(),
+        }
     }
 
     /// `opened` gives a mount of an image in a file.
@@ -356,7 +360,7 @@ impl Args {
         let overlays = self
             .overlay
             .iter()
-            .map(|text| overlay(text, &opened))
+            .map(|text| overlay(text, self.numbers_inside(), &opened))
             .collect::<Result<Vec<_>, Error>>()?;
         let writable = overlays.iter().filter(|overlay| !overlay.is_read_only);
         match writable.count() {
@@ -427,6 +431,7 @@ fn home(text: &OsStr) -> Result<(PathBuf, PathBuf), Error> {
 /// `PATH[:ro]` of `--overlay`; a directory with those in it that Singularity makes.
 fn overlay(
     text: &OsStr,
+    inside: (u32, u32),
     opened: impl Fn(&Path) -> Result<OwnedFd, Error>,
 ) -> Result<Overlay, Error> {
     let bytes = text.as_bytes();
@@ -439,7 +444,12 @@ fn overlay(
     let kind = fs::metadata(&path).map_err(|err| failed(&err))?;
     if kind.is_file() {
         let (place, is_read_only) = match is_ext(&path).map_err(|err| failed(&err))? {
-            true => (Place::Ext(path), is_read_only),
+            true => {
+                if !is_read_only {
+                    ext::give_directories(&path, inside)?;
+                }
+                (Place::Ext(path), is_read_only)
+            }
             false if is_image_file(&path) => (Place::Image(opened(&path)?), true),
             false => {
                 let known = "neither a directory nor an image with ext3, squashfs or SIF in it";
