@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::WaitOptions;
@@ -437,6 +437,13 @@ pub fn mount_fuse(target: &str, privilege: Privilege) -> Result<OwnedFd, Error> 
     };
     sifon_mount::sys::mount::mount_fuse(Path::new(target), &options)
         .map_err(|err| forbidden("mount of the image", err))
+}
+
+/// What lies at `path` for a process whose root directory is `root`. Needs Linux 5.6, like those who call it.
+pub fn path_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Error> {

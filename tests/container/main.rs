@@ -11,14 +11,17 @@ mod machine;
 mod namespace;
 
 mod apps;
+mod data;
 mod doctor;
 mod environment;
 mod fakeroot;
+mod gpu;
 mod hostile;
 mod leftovers;
 mod options;
 mod oracle;
 mod overlay;
+mod places;
 mod process;
 mod script;
 mod server;
