@@ -59,7 +59,12 @@ pub trait Blob: Send + Sync {
 
     /// All of it, in order. Each `read` of the stream blocks for at most the source's deadline; the
     /// stream ends early only with an error.
-    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError>;
+    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+        self.stream_of(0..self.size())
+    }
+
+    /// The same of the bytes of `range`, which is within the blob.
+    fn stream_of(&self, range: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError>;
 
     /// What it sent last was wrong: if there is another place that has it, that is asked next.
     fn doubt(&self) {}
@@ -262,7 +267,7 @@ impl Blob for OfflineBlob {
         Err(self.refused())
     }
 
-    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+    fn stream_of(&self, _: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError> {
         Err(self.refused())
     }
 
@@ -309,8 +314,11 @@ impl Blob for MemoryBlob {
         Ok(self.bytes.slice(range))
     }
 
-    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
-        Ok(Box::new(self.bytes.clone().reader()))
+    fn stream_of(&self, range: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError> {
+        let len = range.end.saturating_sub(range.start);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let bytes = self.read(PackedOffset(range.start), len, Instant::now())?;
+        Ok(Box::new(bytes.reader()))
     }
 
     fn is_remote(&self) -> bool {
@@ -339,7 +347,7 @@ mod tests {
             Ok(self.0.slice(at.0 as usize..at.0 as usize + len))
         }
 
-        fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+        fn stream_of(&self, _: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError> {
             unimplemented!("not asked for here")
         }
 

@@ -100,18 +100,18 @@ impl Hasher {
 pub enum ChunkDigest {
     /// Written by others: zstd:chunked and eStargz tables.
     Sha256([u8; 32]),
-    /// Written by us: four times as fast to check.
-    Blake3([u8; 32]),
     /// Of the packed bytes, all of them: SOCI's indexes, and ours of the same kind.
     PackedSha256([u8; 32]),
+    /// The same, of native layers: four times as fast to check, and there are fewer packed bytes than plain ones.
+    PackedBlake3([u8; 32]),
     /// Nobody told: of a file system image that the user names as a file, which is believed as any of the user's files is.
     Unknown,
 }
 
 impl ChunkDigest {
-    /// The BLAKE3 digest of a chunk's plain bytes.
-    pub fn blake3_of(plain: &[u8]) -> Self {
-        Self::Blake3(blake3::hash(plain).into())
+    /// The BLAKE3 digest of a chunk's packed bytes.
+    pub fn blake3_of(packed: &[u8]) -> Self {
+        Self::PackedBlake3(blake3::hash(packed).into())
     }
 
     /// The SHA-256 digest of a chunk's plain bytes.
@@ -123,8 +123,7 @@ impl ChunkDigest {
     pub fn matches(&self, plain: &[u8]) -> bool {
         match self {
             Self::Sha256(_) => *self == Self::sha256_of(plain),
-            Self::Blake3(_) => *self == Self::blake3_of(plain),
-            Self::PackedSha256(_) | Self::Unknown => true,
+            Self::PackedSha256(_) | Self::PackedBlake3(_) | Self::Unknown => true,
         }
     }
 
@@ -132,7 +131,8 @@ impl ChunkDigest {
     pub fn matches_packed(&self, packed: &[u8]) -> bool {
         match self {
             Self::PackedSha256(digest) => digest == Digest::of(packed).as_bytes(),
-            Self::Sha256(_) | Self::Blake3(_) | Self::Unknown => true,
+            Self::PackedBlake3(_) => *self == Self::blake3_of(packed),
+            Self::Sha256(_) | Self::Unknown => true,
         }
     }
 }
@@ -167,12 +167,15 @@ mod tests {
 
     #[test]
     fn a_chunk_digest_matches_its_bytes_only() {
-        for digest in [
-            ChunkDigest::blake3_of(b"plain"),
-            ChunkDigest::sha256_of(b"plain"),
+        let packed = ChunkDigest::PackedSha256(*Digest::of(b"right").as_bytes());
+        for (digest, is_of_packed) in [
+            (ChunkDigest::sha256_of(b"right"), false),
+            (ChunkDigest::blake3_of(b"right"), true),
+            (packed, true),
         ] {
-            assert!(digest.matches(b"plain"));
-            assert!(!digest.matches(b"plaim"));
+            assert!(digest.matches(b"right") && digest.matches_packed(b"right"));
+            let wrong = (digest.matches(b"wrong"), digest.matches_packed(b"wrong"));
+            assert_eq!(wrong, (is_of_packed, !is_of_packed), "{digest:?}");
         }
     }
 }

@@ -17,7 +17,7 @@ use support::faulty::{Faulty, Reply};
 use support::http::Message;
 
 /// Larger than what is cut to ranges on our side, smaller than two parts of a stream.
-const LARGE: usize = 5 << 20;
+const LARGE: usize = 9 << 20;
 
 fn noise(len: usize) -> Vec<u8> {
     let byte = |at: usize| (at.wrapping_mul(2_654_435_761) >> 16) as u8;
@@ -413,16 +413,16 @@ fn other_bytes_than_those_asked_for_are_refused() {
     let content = noise(LARGE);
     for (range, problem) in [
         (
-            "bytes 1-100/5242880",
+            "bytes 1-100/9437184",
             "was asked for bytes 0-99 and sent bytes 1-100",
         ),
         (
-            "bytes 0-98/5242880",
+            "bytes 0-98/9437184",
             "was asked for bytes 0-99 and sent bytes 0-98",
         ),
         (
             "bytes 0-99/77",
-            "has 77 bytes of it, but the manifest says 5242880",
+            "has 77 bytes of it, but the manifest says 9437184",
         ),
         ("items 0-99/*", "was asked for bytes 0-99 and sent items"),
     ] {
@@ -449,7 +449,7 @@ fn other_bytes_than_those_asked_for_are_refused() {
 #[test]
 fn more_bytes_than_asked_for_are_refused_and_fewer_are_asked_for_again() {
     let content = noise(LARGE);
-    let whole = "bytes 0-99/5242880";
+    let whole = "bytes 0-99/9437184";
     let server = Faulty::start(move |_, _| {
         Reply::status(206)
             .header("Content-Range", whole)
@@ -614,7 +614,7 @@ fn a_stream_that_fails_says_why_and_stays_failed() {
 
 #[test]
 fn streams_read_one_after_the_other_do_not_wait_for_each_other() {
-    let content = noise(33 << 20);
+    let content = noise(65 << 20);
     let server = Faulty::start(plain(content.clone()));
     let registry = registry(&server, &settings());
     let blob = registry.blob(Digest::of(&content), content.len() as u64);
@@ -717,4 +717,25 @@ fn a_loopback_server_that_wants_tls_is_asked_with_tls() {
     assert!(matches!(error, BlobError::Unreachable { .. }), "{error}");
     let is_tls_hello = |seen: &Message| seen.start.as_bytes().first() == Some(&0x16);
     assert!(server.seen().iter().any(is_tls_hello));
+}
+
+#[test]
+fn a_part_of_a_blob_is_streamed_also_where_whole_blobs_are_sent() {
+    let content = noise(2 * LARGE + 17);
+    for does_ranges in [true, false] {
+        let served = content.clone();
+        let server = Faulty::start(move |request, _| match does_ranges {
+            true => Reply::content(request, &served),
+            false => Reply::ok(served.clone()),
+        });
+        let blob = blob(&server, &settings(), &content);
+        for range in [LARGE + 5..2 * LARGE + 1, 7..content.len(), 3..3] {
+            let mut part = Vec::new();
+            let mut stream = blob
+                .stream_of(range.start as u64..range.end as u64)
+                .unwrap();
+            stream.read_to_end(&mut part).unwrap();
+            assert!(part == content[range.clone()], "{range:?} {does_ranges}");
+        }
+    }
 }

@@ -75,7 +75,7 @@ fn an_image_is_read_from_a_real_registry() {
     let Some(registry) = RealRegistry::open() else {
         return;
     };
-    let content = noise(11 << 20);
+    let content = noise(19 << 20);
     let digest = registry.push_image("team/app", "v1", b"{}", &[(&content, LAYER)]);
     let address = registry.address();
     let by_tag = open(&format!("docker://{address}/team/app:v1"), &settings());
@@ -193,7 +193,7 @@ fn a_stream_survives_a_restart_of_the_registry() {
     let Some(mut registry) = RealRegistry::open() else {
         return;
     };
-    let content = noise(40 << 20);
+    let content = noise(70 << 20);
     registry.push_image("app", "v1", b"{}", &[(&content, LAYER)]);
     let source = open(
         &format!("docker://{}/app:v1", registry.address()),
@@ -476,7 +476,7 @@ fn a_mirror_stands_for_a_registry_that_is_away() {
     let Some(registry) = RealRegistry::open() else {
         return;
     };
-    let content = noise(9 << 20);
+    let content = noise(17 << 20);
     registry.push_image("hub/team/app", "v1", b"{}", &[(&content, LAYER)]);
     let (settings, image) = mirrored(&format!("http://{}/hub", registry.address()));
     assert!(layer_of(&open(image, &settings)) == content);
@@ -488,7 +488,7 @@ fn where_a_mirror_fails_the_registry_goes_on_from_the_byte_reached_and_is_asked_
     let Some(registry) = RealRegistry::open() else {
         return;
     };
-    let content = noise(9 << 20);
+    let content = noise(17 << 20);
     registry.push_image("team/app", "v1", b"{}", &[(&content, LAYER)]);
     let address = registry.address().to_owned();
     let mirror = Faulty::start(move |request, _| {

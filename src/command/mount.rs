@@ -153,7 +153,7 @@ fn opened(
     let timeout = context.settings.open.registry.timeout;
     let opened = with_singularitys_layer(reference, timeout, |on_top| {
         let on_top = extras.singularity.then_some(on_top);
-        context.open_telling(reference, progress, on_top)
+        context.open_for_programs(reference, progress, on_top)
     })?;
     match opened.has_layer_on_top {
         Err(err) => Err(format!("{reference}: --singularity: {err}").into()),
@@ -200,7 +200,7 @@ fn mounted(
 ) -> Result<(Mount, Kept), Error> {
     let target = Target::look(how.directory)?;
     let plan = Plan {
-        uses_profile: !context.settings.open.no_profile,
+        records_profile: !context.settings.open.no_profile,
         completes: how.extras.background && !context.settings.open.offline,
     };
     if context.settings.open.offline {

@@ -19,7 +19,7 @@ use crate::setting::{Context, Error, Settings, environment, flag, parsed};
 /// Download an image as a SIF file
 ///
 /// What is a file already, at oras:// or https://, is copied as it is. Without a name the file is called NAME_TAG.sif, as in python_3.11.sif. It appears when it is whole. What was
-/// downloaded is kept in the store, so that a pull that was interrupted goes on with the layers that are missing.
+/// downloaded is kept in the store, so that a pull that was interrupted goes on where it stood.
 /// Options may also come as $APPTAINER_… or $SINGULARITY_… variables, as Singularity reads them.
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -470,7 +470,12 @@ impl Target<'_> {
     fn open_without_links(&self, path: &Path) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-        rustix::fs::openat2(self.image, path, flags, Mode::empty(), resolve)
+        match rustix::fs::openat2(self.image, path, flags, Mode::empty(), resolve) {
+            Err(Errno::NOSYS | Errno::PERM) => {
+                self.open_components(path.as_os_str().as_bytes(), false)
+            }
+            opened => opened,
+        }
     }
 
     /// The path that the server resolved, component by component: a symlink on it is an error.
@@ -479,6 +484,11 @@ impl Target<'_> {
             Placed::At(resolved) if target == self.bind.target => resolved.as_slice(),
             _ => target.as_os_str().as_bytes(),
         };
+        self.open_components(resolved, self.bind.covers_link)
+    }
+
+    /// A path on which only the last component, and only if `may_end_in_link` says so, may be a symlink.
+    fn open_components(&self, resolved: &[u8], may_end_in_link: bool) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut at = rustix::fs::openat(self.image, ".", flags, Mode::empty())?;
         let mut components = resolved
@@ -492,7 +502,7 @@ impl Target<'_> {
             at = rustix::fs::openat(&at, name, flags, Mode::empty())?;
             let is_link =
                 FileType::from_raw_mode(rustix::fs::fstat(&at)?.st_mode) == FileType::Symlink;
-            if is_link && !(components.peek().is_none() && self.bind.covers_link) {
+            if is_link && !(components.peek().is_none() && may_end_in_link) {
                 return Err(Errno::LOOP);
             }
         }

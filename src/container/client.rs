@@ -177,9 +177,11 @@ impl Server {
             let (_, joinable, joining) = server.ask(request, Privilege::of_caller(), hears)?;
             let image = namespaces::join(joinable)?;
             joining.done()?;
-            let part = namespaces::path_in(&image, part)
-                .map_err(|err| Error::system(format!("{} in the image", part.display()), err))?;
-            let path = format!("/proc/self/fd/{}", part.as_raw_fd());
+            let shown = match part == Path::new("/") {
+                true => image,
+                false => namespaces::path_in(&image, part)?,
+            };
+            let path = format!("/proc/self/fd/{}", shown.as_raw_fd());
             Ok(vec![outside::tree(Path::new(&path))?])
         })?;
         let mut made = made.into_iter();

@@ -66,7 +66,7 @@ pub struct Sources {
     pub home: Option<Vec<u8>>,
     /// Name of the image, without a path.
     pub name: Vec<u8>,
-    /// The image as the user named it.
+    /// The image as the user named it, a file by its absolute path.
     pub container: Vec<u8>,
     /// The user's bind mounts, joined by commas.
     pub bind: Vec<u8>,

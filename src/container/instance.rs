@@ -10,8 +10,10 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,9 @@ use super::namespaces::Privilege;
 use super::process;
 use super::supervise;
 use super::wire::{self, Ready};
+
+/// How often one looks whether an instance has ended where nothing tells of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A container that stays.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,21 +132,33 @@ pub fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 100 && !name.starts_with('.') && name.bytes().all(is_plain)
 }
 
-/// When the process started, in ticks; see proc_pid_stat(5), field 22.
+/// When the process started, in ticks.
 pub fn started(pid: i32) -> Option<u64> {
+    stat(pid).map(|(_, started)| started)
+}
+
+/// State and start of a process; see proc_pid_stat(5), fields 3 and 22.
+fn stat(pid: i32) -> Option<(String, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name of the program, in parentheses, may contain anything.
-    let after = text.rsplit_once(')')?.1;
-    after.split_whitespace().nth(19)?.parse().ok()
+    let mut after = text.rsplit_once(')')?.1.split_whitespace();
+    let state = after.next()?.to_owned();
+    Some((state, after.nth(18)?.parse().ok()?))
 }
 
 impl Instance {
     /// Sends a signal to its first process, which passes it on; SIGKILL ends all. Waits until it is over, or `limit`. Tells whether it is.
-    pub fn stop(&self, signal: Signal, limit: std::time::Duration) -> Result<bool, Error> {
-        let failed = |err: rustix::io::Errno| Error::system(format!("instance {}", self.name), err);
-        let pid = Pid::from_raw(self.pid).ok_or_else(|| failed(rustix::io::Errno::SRCH))?;
-        let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed)?;
-        if started(self.pid) != Some(self.started) {
+    pub fn stop(&self, signal: Signal, limit: Duration) -> Result<bool, Error> {
+        let failed = |err: Errno| Error::system(format!("instance {}", self.name), err);
+        let pid = Pid::from_raw(self.pid).ok_or_else(|| failed(Errno::SRCH))?;
+        let handle = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            // Before Linux 5.3, or behind a filter that does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => return self.stop_by_number(pid, signal, limit),
+            // It was waited for already.
+            Err(Errno::SRCH) => return Ok(true),
+            opened => opened.map_err(failed)?,
+        };
+        if self.has_ended() {
             return Ok(true);
         }
         rustix::process::pidfd_send_signal(&handle, signal).map_err(failed)?;
@@ -152,6 +169,34 @@ impl Instance {
         let limit = rustix::event::Timespec::try_from(limit).ok();
         let ready = rustix::event::poll(&mut watched, limit.as_ref()).map_err(failed)?;
         Ok(ready > 0)
+    }
+
+    /// The same where a process has no descriptor: between the last look and the signal its number could become another one's, which
+    /// takes a machine that starts as many processes as it has numbers in that time.
+    fn stop_by_number(&self, pid: Pid, signal: Signal, limit: Duration) -> Result<bool, Error> {
+        let deadline = Instant::now() + limit;
+        if self.has_ended() {
+            return Ok(true);
+        }
+        match rustix::process::kill_process(pid, signal) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(err) => return Err(Error::system(format!("instance {}", self.name), err)),
+        }
+        while !self.has_ended() {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(true)
+    }
+
+    /// Whether its first process is gone, or only waits for being asked how it ended.
+    fn has_ended(&self) -> bool {
+        match stat(self.pid) {
+            Some((state, started)) => started != self.started || state == "Z",
+            None => true,
+        }
     }
 
     /// Becomes a program in it, below this process, which ends as the program does. This process must have a single thread.
@@ -191,7 +236,7 @@ impl Instance {
     fn enter(&self, privilege: Privilege) -> Result<OwnedFd, Error> {
         let failed = |what: &str| {
             let what = format!("instance {}: its {what}", self.name);
-            move |err: rustix::io::Errno| Error::system(what.clone(), err)
+            move |err: Errno| Error::system(what.clone(), err)
         };
         let mut kinds = vec![
             ("user", LinkNameSpaceType::User),

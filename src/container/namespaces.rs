@@ -91,7 +91,7 @@ pub fn create(
     privilege: Privilege,
     mount: impl FnOnce() -> Result<OwnedFd, Error>,
 ) -> Result<(Joinable, OwnedFd), Error> {
-    let mut made = in_another_process(|| {
+    let made = in_another_process(|| {
         let user = match privilege {
             Privilege::Root => {
                 namespace::unshare_mounts()
@@ -110,13 +110,14 @@ pub fn create(
         let always = [connection, mounts, host];
         Ok(always.into_iter().chain(user).collect())
     })?;
-    let connection = made.remove(0);
-    Joinable::from_descriptors(made)
-        .map(|joinable| (joinable, connection))
+    let mut made = made.into_iter();
+    let connection = made.next();
+    connection
+        .and_then(|connection| Some((Joinable::from_descriptors(made.collect())?, connection)))
         .ok_or_else(|| Error::Refused("namespaces: the process that makes them died".into()))
 }
 
-/// The descriptors, at least one, that `make` gives in a copy of this process, which is gone then.
+/// The descriptors that `make` gives in a copy of this process, which is gone then.
 pub(super) fn in_another_process(
     make: impl FnOnce() -> Result<Vec<OwnedFd>, Error>,
 ) -> Result<Vec<OwnedFd>, Error> {
@@ -136,7 +137,7 @@ pub(super) fn in_another_process(
     drop(here);
     let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
     match received.map_err(|err| Error::system("namespaces", err))? {
-        Some((None, descriptors)) if !descriptors.is_empty() => Ok(descriptors),
+        Some((None, descriptors)) => Ok(descriptors),
         Some((Some(failure), _)) => Err(failure.into()),
         _ => Err(Error::Refused(
             "namespaces: the process that makes them died".into(),
@@ -435,15 +436,27 @@ pub fn mount_fuse(target: &str, privilege: Privilege) -> Result<OwnedFd, Error> 
         checks_permissions: true,
         ..FuseOptions::default()
     };
-    sifon_mount::sys::mount::mount_fuse(Path::new(target), &options)
-        .map_err(|err| forbidden("mount of the image", err))
+    sifon_mount::sys::mount::mount_fuse(Path::new(target), &options).map_err(|err| {
+        match (privilege, err.kind()) {
+            (Privilege::User, io::ErrorKind::PermissionDenied) => {
+                forbidden("mount of the image", err)
+            }
+            _ => Error::system("mount of the image", err),
+        }
+    })
 }
 
-/// What lies at `path` for a process whose root directory is `root`. Needs Linux 5.6, like those who call it.
-pub fn path_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+/// What lies at `path` for a process whose root directory is the image's, `root`.
+pub fn path_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Error> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(|err| Error::System {
+        action: format!("{} in the image", path.display()),
+        source: err.into(),
+        hint: matches!(err, Errno::NOSYS | Errno::PERM).then(|| {
+            "that needs Linux 5.6; where it is older, bind all of the file: image-src=/".into()
+        }),
+    })
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Error> {

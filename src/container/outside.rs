@@ -1,8 +1,9 @@
 //! File systems that other programs serve, and how they end with the container.
 //!
-//! Such a program must not live in the container's mount namespace, which would then never end. It is started in a copy of it; what
-//! it mounts there is brought over as a descriptor, and taken away in the copy. With the container's namespace the mount
-//! goes, and with that the program, which has written all it had to.
+//! Such a program must not live in the container's mount namespace, which would then never end. It is started in a copy of it. What
+//! it mounts there, on a stage that both share (mount_namespaces(7), "shared subtrees"), appears here too, is bound where it belongs,
+//! and taken away from the stage. With the container's namespace the mount goes, and with that the program, which has written all it
+//! had to.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
@@ -14,6 +15,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
@@ -35,74 +37,90 @@ const STAGE: &str = "/sys";
 /// Where writes go that a program of ours does not take.
 #[derive(Debug)]
 pub enum Upper<'a> {
+    /// Into memory.
+    Memory,
     /// `upper` and `work` in a directory.
     Directory(&'a Path),
     /// The same in an ext2, ext3 or ext4 file system in this file.
     Ext(&'a Path),
 }
 
-/// The file system in `file`, only to be read.
-pub fn ext(file: &Path) -> Result<OwnedFd, Error> {
-    brought(Vec::new(), |_| {
-        let target = directory("ext")?;
-        fuse2fs(file, &target, true)?;
-        Ok(target)
-    })
+/// Shows the file system in `file`, only to be read, on the directory `onto`.
+pub fn ext(file: &Path, onto: &Path) -> Result<(), Error> {
+    let stage = Stage::new()?;
+    let target = stage.directory("ext")?;
+    stage.elsewhere(|| fuse2fs(file, &target, true))?;
+    stage.show(&target, onto)
 }
 
-/// What fuse-overlayfs shows of `lower`, the topmost first, with `upper` for writing.
-pub fn overlay(lower: &[PathBuf], upper: &Upper<'_>) -> Result<OwnedFd, Error> {
-    let lower = lower
-        .iter()
-        .map(|path| tree(path))
-        .collect::<Result<_, _>>()?;
-    brought(lower, |lower| {
-        let mut places = Vec::new();
-        for (number, tree) in lower.iter().enumerate() {
-            let place = directory(&format!("lower-{number}"))?;
-            attach(tree, &place)?;
-            places.push(place);
-        }
-        let above = match upper {
-            Upper::Directory(path) => path.to_path_buf(),
-            Upper::Ext(file) => {
-                let place = directory("ext")?;
-                fuse2fs(file, &place, false)?;
-                for name in DIRECTORIES {
-                    let path = place.join(name);
-                    fs::create_dir_all(&path).map_err(|source| Error::System {
-                        action: format!("directory {name} in {}", file.display()),
-                        source,
-                        hint: Some(
-                            "the file's root directory is another user's: install e2fsprogs, which has debugfs, or make the file with \
-                             `sifon overlay create`"
-                                .into(),
-                        ),
-                    })?;
-                }
-                place
-            }
-        };
-        let merged = directory("merged")?;
-        let places: Vec<_> = places.iter().map(|place| escaped(place)).collect();
-        let mut options = OsString::from("lowerdir=");
-        options.push(places.join(OsStr::new(":")));
+/// Shows what fuse-overlayfs makes of `lower`, the topmost first, with `upper`, if there is one, for writing, on the directory `onto`.
+pub fn overlay(lower: &[PathBuf], upper: Option<&Upper<'_>>, onto: &Path) -> Result<(), Error> {
+    let stage = Stage::new()?;
+    let mut places = Vec::new();
+    for (number, path) in lower.iter().enumerate() {
+        let place = stage.directory(&format!("lower-{number}"))?;
+        bind(path, &place)?;
+        places.push(escaped(&place));
+    }
+    let merged = stage.directory("merged")?;
+    let mut options = OsString::from("lowerdir=");
+    options.push(places.join(OsStr::new(":")));
+    let writes = match upper {
+        Some(Upper::Memory) => Some(stage.directory("memory")?),
+        Some(Upper::Directory(path)) => Some(path.to_path_buf()),
+        Some(Upper::Ext(_)) => Some(stage.directory("ext")?),
+        None => None,
+    };
+    if let Some(above) = &writes {
         for (option, name) in [(",upperdir=", "upper"), (",workdir=", "work")] {
             options.push(option);
             options.push(escaped(&above.join(name)));
         }
+    }
+    stage.elsewhere(|| {
+        match (upper, &writes) {
+            (Some(Upper::Ext(file)), Some(above)) => {
+                fuse2fs(file, above, false)?;
+                directories_of_an_overlay(above).map_err(|source| Error::System {
+                    action: format!("directories upper and work in {}", file.display()),
+                    source,
+                    hint: Some(
+                        "the file's root directory is another user's: install e2fsprogs, which has debugfs, or make the file with \
+                         `sifon overlay create`"
+                            .into(),
+                    ),
+                })?;
+            }
+            (Some(Upper::Memory), Some(above)) => directories_of_an_overlay(above)
+                .map_err(|err| Error::system("directory in memory", err))?,
+            _ => {}
+        }
         mounted_by("fuse-overlayfs", |command| {
             command.arg("-o").arg(options).arg(&merged);
-        })?;
-        Ok(merged)
-    })
+        })
+    })?;
+    stage.show(&merged, onto)
+}
+
+fn directories_of_an_overlay(above: &Path) -> io::Result<()> {
+    DIRECTORIES
+        .into_iter()
+        .try_for_each(|name| fs::create_dir_all(above.join(name)))
 }
 
 /// A copy of the mount at `path`, attached nowhere.
 pub fn tree(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    rustix::mount::open_tree(CWD, path, flags)
-        .map_err(|err| Error::system(format!("mount at {}", path.display()), err))
+    rustix::mount::open_tree(CWD, path, flags).map_err(|err| Error::System {
+        action: "mount of what a file holds".into(),
+        source: err.into(),
+        // EPERM is what filters of system calls answer that do not know this one.
+        hint: matches!(err, Errno::NOSYS | Errno::PERM).then(|| {
+            "that needs Linux 5.2; where it is older, bind the directory that `sifon build --sandbox DIR FILE` unpacks, or lay \
+             it over the image as DIR/upper of `--overlay DIR:ro`"
+                .into()
+        }),
+    })
 }
 
 /// Attaches such a copy at the directory `path`.
@@ -112,29 +130,62 @@ pub fn attach(tree: &OwnedFd, path: &Path) -> Result<(), Error> {
         .map_err(|err| Error::system(format!("mount on {}", path.display()), err))
 }
 
-/// A copy of what `make` mounts at the place that it gives, on an empty stage in a mount namespace of its own.
-fn brought(
-    trees: Vec<OwnedFd>,
-    make: impl FnOnce(&[OwnedFd]) -> Result<PathBuf, Error>,
-) -> Result<OwnedFd, Error> {
-    let failed = |err: io::Error| Error::system("mount namespace of a file system's program", err);
-    let made = in_another_process(|| {
-        descriptor::keep_descriptors_from_children().map_err(failed)?;
-        namespace::unshare_mounts().map_err(failed)?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", private).map_err(|err| failed(err.into()))?;
+/// An empty file system in memory, for mounts only; it goes with this value, and what is still mounted there.
+struct Stage;
+
+impl Stage {
+    fn new() -> Result<Self, Error> {
+        let failed = |err: Errno| Error::system("place for a file system's program", err);
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        rustix::mount::mount("tmpfs", STAGE, "tmpfs", flags, c"mode=0755")
-            .map_err(|err| failed(err.into()))?;
-        pass_rights_on().map_err(failed)?;
-        let made = make(&trees).and_then(|place| tree(&place));
+        rustix::mount::mount("tmpfs", STAGE, "tmpfs", flags, c"mode=0755").map_err(failed)?;
+        let stage = Self;
+        rustix::mount::mount_change(STAGE, MountPropagationFlags::SHARED).map_err(failed)?;
+        Ok(stage)
+    }
+
+    fn directory(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = Path::new(STAGE).join(name);
+        DirBuilder::new()
+            .create(&path)
+            .map_err(|err| Error::system("directory in memory", err))?;
+        Ok(path)
+    }
+
+    /// Does something in a copy of this process's mount namespace, with rights that programs inherit. What is mounted on
+    /// the stage there is seen here.
+    fn elsewhere(&self, make: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        let failed =
+            |err: io::Error| Error::system("mount namespace of a file system's program", err);
+        in_another_process(|| {
+            descriptor::keep_descriptors_from_children().map_err(failed)?;
+            namespace::unshare_mounts().map_err(failed)?;
+            pass_rights_on().map_err(failed)?;
+            make()?;
+            Ok(Vec::new())
+        })
+        .map(drop)
+    }
+
+    /// Shows what is mounted at `place` on the directory `onto` too.
+    fn show(&self, place: &Path, onto: &Path) -> Result<(), Error> {
+        bind(place, onto)?;
+        // What is mounted below it is nobody else's business, and a root directory must not be shared.
+        rustix::mount::mount_change(onto, MountPropagationFlags::PRIVATE)
+            .map_err(|err| Error::system(format!("mount on {}", onto.display()), err))
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
         // A program that had begun to serve something ends with its mount, also if another one failed.
-        rustix::mount::unmount(STAGE, UnmountFlags::DETACH).map_err(|err| failed(err.into()))?;
-        Ok(vec![made?])
-    })?;
-    let mut made = made.into_iter();
-    made.next()
-        .ok_or_else(|| Error::Refused("a file system's program died".into()))
+        let _ = rustix::mount::unmount(STAGE, UnmountFlags::DETACH);
+    }
+}
+
+/// Shows the topmost mount at `path` on the directory `onto` too, without the mounts below it.
+fn bind(path: &Path, onto: &Path) -> Result<(), Error> {
+    rustix::mount::mount_bind(path, onto)
+        .map_err(|err| Error::system(format!("mount on {}", onto.display()), err))
 }
 
 /// What this process may do in its user namespace, the programs that it starts may do there: they mount.
@@ -187,14 +238,6 @@ fn mounted_by(program: &'static str, arguments: impl FnOnce(&mut Command)) -> Re
     let words: Vec<_> = words.collect();
     let action = format!("overlay: {program} {}", words.join(" "));
     Err(Error::system(action, problem))
-}
-
-fn directory(name: &str) -> Result<PathBuf, Error> {
-    let path = Path::new(STAGE).join(name);
-    DirBuilder::new()
-        .create(&path)
-        .map_err(|err| Error::system("directory in memory", err))?;
-    Ok(path)
 }
 
 /// A path in a list of options that commas and colons separate.

@@ -1,6 +1,7 @@
 //! Writing into an image: kernel overlayfs on top of it, in the program's own mount namespace.
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +13,7 @@ use rustix::mount::MountFlags;
 use sifon_mount::sys::mountinfo;
 
 use super::error::Error;
+use super::namespaces::{self, Privilege};
 use super::outside::{self, Upper};
 use super::subids::found;
 
@@ -75,7 +77,7 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
             (Place::Directory(path), false) => upper = Some(Upper::Directory(path)),
             (Place::Ext(file), true) => {
                 let place = directory(&stage, &format!("overlay-{number}"))?;
-                outside::attach(&outside::ext(file)?, &place)?;
+                outside::ext(file, &place)?;
                 lower.insert(0, place.join("upper"));
             }
             (Place::Ext(file), false) => upper = Some(Upper::Ext(file)),
@@ -86,89 +88,130 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
             }
         }
     }
-    let memory = Path::new(&path_of(&stage)).join("memory");
+    let memory = directory(&stage, "memory")?;
     if upper.is_none() && writable.in_memory {
-        for name in ["memory", "memory/upper", "memory/work"] {
-            directory(&stage, name)?;
-        }
-        upper = Some(Upper::Directory(&memory));
+        upper = Some(Upper::Memory);
     }
     let merged = directory(&stage, "merged")?;
-    show(&lower, upper.as_ref(), &merged)?;
+    show(&lower, upper.as_ref(), &memory, &merged)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(&stage, "merged", flags, Mode::empty()).map_err(failed)
 }
 
-/// By the kernel where it can, else by fuse-overlayfs where that is installed.
-fn show(lower: &[PathBuf], upper: Option<&Upper<'_>>, merged: &Path) -> Result<(), Error> {
-    let refused = match upper {
-        None => return mount_overlay(lower, None, merged),
-        // The kernel writes to no file system that a program serves.
-        Some(Upper::Ext(_)) => None,
-        Some(Upper::Directory(path)) => {
-            let writes = (path.join("upper"), path.join("work"));
-            match mount_overlay(lower, Some(&writes), merged) {
-                Ok(()) => return Ok(()),
-                Err(error) => Some(error),
-            }
-        }
-    };
-    if let Some(error) = refused {
-        if found("fuse-overlayfs").is_none() {
-            return Err(error);
-        }
-        tracing::debug!("{}; fuse-overlayfs is asked", error.in_one_line());
-    }
-    let upper = upper.expect("without one, all was done above");
-    outside::attach(&outside::overlay(lower, upper)?, merged)
-}
-
-fn mount_overlay(
+/// By the kernel where it can, else by fuse-overlayfs where that is installed. `memory` is an empty directory in memory.
+fn show(
     lower: &[PathBuf],
-    upper: Option<&(PathBuf, PathBuf)>,
+    upper: Option<&Upper<'_>>,
+    memory: &Path,
     merged: &Path,
 ) -> Result<(), Error> {
+    let by_kernel = match upper {
+        None => mount_overlay(lower, None, merged).map_err(|err| refused(err, upper)),
+        Some(Upper::Memory) => {
+            for name in ["upper", "work"] {
+                fs::create_dir(memory.join(name))
+                    .map_err(|err| Error::system("directory in memory", err))?;
+            }
+            mount_overlay(lower, Some(memory), merged).map_err(|err| refused(err, upper))
+        }
+        Some(Upper::Directory(path)) => {
+            mount_overlay(lower, Some(path), merged).map_err(|err| refused(err, upper))
+        }
+        // The kernel writes to no file system that a program serves.
+        Some(Upper::Ext(_)) => return outside::overlay(lower, upper, merged),
+    };
+    let Err(error) = by_kernel else {
+        return Ok(());
+    };
+    if found("fuse-overlayfs").is_none() {
+        return Err(error);
+    }
+    tracing::debug!("{}; fuse-overlayfs is asked", error.in_one_line());
+    outside::overlay(lower, upper, merged)
+}
+
+/// The kernel's overlay of `lower`, the topmost first, on the directory `merged`; writes go to `upper` in `above`.
+fn mount_overlay(lower: &[PathBuf], above: Option<&Path>, merged: &Path) -> io::Result<()> {
     let lower: Vec<Vec<u8>> = lower.iter().map(|path| escaped(path)).collect();
     let mut data = [b"lowerdir=", lower.join(&b':').as_slice()].concat();
-    if let Some((upper, work)) = upper {
-        for (option, path) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
+    if let Some(above) = above {
+        for (option, name) in [(&b",upperdir="[..], "upper"), (b",workdir=", "work")] {
             data.extend_from_slice(option);
-            data.extend_from_slice(&escaped(path));
+            data.extend_from_slice(&escaped(&above.join(name)));
         }
     }
-    // Attributes that a user namespace may write; kernels before 5.11 have no overlays there.
-    data.extend_from_slice(b",userxattr");
-    let data = CString::new(data).map_err(|err| Error::system("overlay", io::Error::from(err)))?;
+    // Attributes that a user namespace may write.
+    let in_namespace = CString::new([&data[..], b",userxattr"].concat())?;
+    let data = CString::new(data)?;
     let mount = |data: &CString| {
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         rustix::mount::mount("overlay", merged, "overlay", flags, data.as_c_str())
     };
-    mount(&data).map_err(|source| Error::System {
-        action: match upper {
-            Some((upper, _)) => format!("overlay with {}", upper.display()),
-            None => "overlay".into(),
-        },
-        source: source.into(),
-        hint: upper.map(|(upper, _)| hint(upper)),
-    })
+    Ok(match mount(&in_namespace) {
+        // Before Linux 5.11 the option is unknown. Root may mount overlays there, and others where a distribution lets them.
+        Err(Errno::INVAL) => mount(&data),
+        mounted => mounted,
+    }?)
 }
 
-/// Why the kernel may refuse a directory, and what to do.
-fn hint(upper: &Path) -> String {
-    let kind = mountinfo::mounts()
-        .ok()
-        .and_then(|mounts| {
-            let above = mounts
-                .into_iter()
-                .filter(|mount| upper.starts_with(&mount.target));
-            above.max_by_key(|mount| mount.target.as_os_str().len())
-        })
-        .map(|mount| mount.file_system);
-    format!(
-        "the directory is on {}; kernel overlays need Linux 5.11 and a local file system for writing (not NFS, Lustre, GPFS or \
-         another overlay): name a local directory, or use --writable-tmpfs",
-        kind.as_deref().unwrap_or("an unknown file system")
-    )
+/// Tries whether the kernel makes overlays for this caller. This process must have a single thread.
+pub fn try_kernel_overlay(privilege: Privilege) -> Result<(), Error> {
+    namespaces::create(privilege, || {
+        let failed = |err: io::Error| Error::system("place for an overlay", err);
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        rustix::mount::mount("tmpfs", "/sys", "tmpfs", flags, c"mode=0755")
+            .map_err(|err| failed(err.into()))?;
+        let place = Path::new("/sys");
+        for name in ["lower", "upper", "work", "merged"] {
+            fs::create_dir(place.join(name)).map_err(failed)?;
+        }
+        let merged = place.join("merged");
+        mount_overlay(&[place.join("lower")], Some(place), &merged)
+            .map_err(|err| refused(err, Some(&Upper::Memory)))?;
+        Ok(OwnedFd::from(fs::File::open(merged).map_err(failed)?))
+    })
+    .map(drop)
+}
+
+/// The kernel's refusal, with why it may have refused and what to do.
+fn refused(source: io::Error, upper: Option<&Upper<'_>>) -> Error {
+    let hint = match (source.raw_os_error().map(Errno::from_raw_os_error), upper) {
+        (Some(Errno::PERM), _) => {
+            "the kernel makes overlays in user namespaces from Linux 5.11 on: install fuse-overlayfs (the package has this name), which is \
+             used then, or bind a directory where the program writes"
+                .into()
+        }
+        (Some(Errno::NODEV), _) => {
+            "the kernel has no overlays: load its module overlay, or install fuse-overlayfs (the package has this name), which is used then"
+                .into()
+        }
+        (_, Some(Upper::Directory(path))) => format!(
+            "the directory is on {}; kernel overlays need a local file system for writing (not NFS, Lustre, GPFS or another overlay): name \
+             a local directory, or use --writable-tmpfs",
+            file_system(path).as_deref().unwrap_or("an unknown file system")
+        ),
+        _ => "where fuse-overlayfs is installed it is used if the kernel refuses".into(),
+    };
+    Error::System {
+        action: match upper {
+            Some(Upper::Directory(path)) => format!("overlay with {}", path.display()),
+            Some(_) => "overlay in memory".into(),
+            None => "overlay".into(),
+        },
+        source,
+        hint: Some(hint),
+    }
+}
+
+/// What kind of file system `path` is on.
+fn file_system(path: &Path) -> Option<String> {
+    let above = mountinfo::mounts()
+        .ok()?
+        .into_iter()
+        .filter(|mount| path.starts_with(&mount.target));
+    above
+        .max_by_key(|mount| mount.target.as_os_str().len())
+        .map(|mount| mount.file_system)
 }
 
 /// A path in the options of overlayfs: commas, colons and backslashes escaped (Documentation/filesystems/overlayfs.rst).

@@ -2,20 +2,18 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::Finding;
+use super::{Finding, State};
 use crate::container::namespaces::{self, Privilege};
-use crate::container::subids::{Ranges, found};
+use crate::container::subids::{NoRanges, Ranges, found};
+use crate::container::writable;
 
 /// The option of `sifon doctor` that prints the profile; named by advice.
 pub const APPARMOR_PROFILE_OPTION: &str = "--apparmor-profile";
 
 /// User namespaces can mount FUSE file systems from here on.
 const OLDEST: (u32, u32) = (4, 18);
-
-/// And overlays.
-const WITH_OVERLAYS: (u32, u32) = (5, 11);
 
 /// Everything about this machine. This process must have a single thread: it tries what starting a program does first.
 pub fn host() -> Vec<Finding> {
@@ -24,11 +22,17 @@ pub fn host() -> Vec<Finding> {
         .release()
         .to_string_lossy()
         .into_owned();
-    let mut findings = vec![kernel(&release), device()];
-    findings.push(namespaces(privilege));
-    findings.push(fusermount(privilege));
-    findings.push(subids(privilege));
-    findings.push(writing());
+    let namespaces = namespaces(privilege);
+    let can_start = namespaces.state != State::Fails;
+    let mut findings = vec![
+        kernel(&release),
+        device(),
+        namespaces,
+        fusermount(privilege),
+    ];
+    if can_start {
+        findings.extend([subids(privilege), overlays(privilege)]);
+    }
     findings
 }
 
@@ -44,11 +48,6 @@ fn kernel(release: &str) -> Finding {
                 OLDEST.0, OLDEST.1
             ),
         ),
-        Some(version) if version < WITH_OVERLAYS => Finding::limited(
-            SUBJECT,
-            format!("{shown} has no overlays in user namespaces"),
-            "--writable-tmpfs and --overlay need Linux 5.11, or fuse-overlayfs",
-        ),
         _ => Finding::works(SUBJECT, shown),
     }
 }
@@ -58,10 +57,22 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// Major and minor number of /dev/fuse (Documentation/admin-guide/devices.txt).
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
 fn device() -> Finding {
     const SUBJECT: &str = "/dev/fuse";
-    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Finding::works(SUBJECT, "can be opened"),
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    match opened.and_then(|device| device.metadata()) {
+        Ok(found) if is_fuse(found.rdev()) => Finding::works(SUBJECT, "can be opened"),
+        Ok(_) => Finding::fails(
+            SUBJECT,
+            "is something else than the device of that name",
+            format!(
+                "as root: rm /dev/fuse; mknod -m 666 /dev/fuse c {} {}",
+                FUSE_DEVICE.0, FUSE_DEVICE.1
+            ),
+        ),
         Err(err) => Finding::fails(
             SUBJECT,
             format!("cannot be opened: {err}"),
@@ -69,6 +80,10 @@ fn device() -> Finding {
              (--device /dev/fuse); `sifon pull` makes SIF files without it",
         ),
     }
+}
+
+fn is_fuse(device: u64) -> bool {
+    (rustix::fs::major(device), rustix::fs::minor(device)) == FUSE_DEVICE
 }
 
 /// Does what the first start of a program does: namespaces, and a mount in them.
@@ -151,63 +166,93 @@ fn is_setuid(program: &Path) -> bool {
     fs::metadata(program).is_ok_and(|found| found.uid() == 0 && found.mode() & 0o4000 != 0)
 }
 
+/// Makes a user namespace with the ranges that the site gives.
 fn subids(privilege: Privilege) -> Finding {
     const SUBJECT: &str = "subordinate ids";
-    match (privilege, Ranges::of_caller()) {
-        (Privilege::Root, _) => Finding::works(SUBJECT, "not needed: root has every number"),
-        (Privilege::User, Ok(Ranges { users, groups })) => Finding::works(
+    const ONE_USER: &str = "--fakeroot has one user, root";
+    if privilege == Privilege::Root {
+        return Finding::works(SUBJECT, "not needed: root has every number");
+    }
+    let ranges = match Ranges::of_caller() {
+        Ok(ranges) => ranges,
+        Err(problem) => {
+            let advice = match problem {
+                NoRanges::NoHelper(_) => "install it",
+                NoRanges::NotGiven { .. } => {
+                    "the administrator can give a range: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
+                }
+            };
+            return Finding::limited(SUBJECT, format!("{problem}: {ONE_USER}"), advice);
+        }
+    };
+    match namespaces::new_user_namespace_with(&ranges) {
+        Ok(_) => {
+            let Ranges { users, groups } = ranges;
+            Finding::works(
+                SUBJECT,
+                format!(
+                    "{} users from {} and {} groups from {}: --fakeroot has them beside root",
+                    users.count, users.first, groups.count, groups.first
+                ),
+            )
+        }
+        Err(error) => Finding::limited(
             SUBJECT,
-            format!(
-                "{} users from {} and {} groups from {}: --fakeroot has them beside root",
-                users.count, users.first, groups.count, groups.first
-            ),
-        ),
-        (Privilege::User, Err(problem)) => Finding::limited(
-            SUBJECT,
-            format!("{problem}: --fakeroot has one user, root"),
-            "the administrator can give a range: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
+            format!("{}: --fakeroot does not work", error.in_one_line()),
+            "newuidmap and newgidmap need root's rights (as root: chmod u+s), and the ranges must be the user's own",
         ),
     }
 }
 
-/// Programs for writing into images where the kernel does not help.
-fn writing() -> Finding {
+/// What writing into an image needs: the kernel, or programs where it does not help.
+fn overlays(privilege: Privilege) -> Finding {
+    let refusal = writable::try_kernel_overlay(privilege).err();
+    overlays_with(refusal.map(|error| error.in_one_line()), |program| {
+        found(program).is_some()
+    })
+}
+
+fn overlays_with(refusal: Option<String>, is_installed: impl Fn(&str) -> bool) -> Finding {
     const SUBJECT: &str = "overlays";
-    let programs = [
+    let (by_kernel, needs_program) = match refusal {
+        None => (
+            "by the kernel".to_owned(),
+            "--overlay DIR on NFS, Lustre or GPFS",
+        ),
+        Some(refusal) => (
+            format!("not by the kernel ({refusal})"),
+            "--writable-tmpfs, --overlay DIR",
+        ),
+    };
+    let missing: Vec<_> = [
+        ("fuse-overlayfs", needs_program),
         ("fuse2fs", "--overlay FILE.ext3"),
-        ("fuse-overlayfs", "--overlay DIR on NFS, Lustre or GPFS"),
-    ];
-    let missing: Vec<_> = programs
-        .iter()
-        .filter(|(program, _)| found(program).is_none())
-        .collect();
+    ]
+    .into_iter()
+    .filter(|(program, _)| !is_installed(program))
+    .collect();
     if missing.is_empty() {
-        let paths: Vec<PathBuf> = programs
-            .iter()
-            .filter_map(|(name, _)| found(name))
-            .collect();
-        let paths: Vec<_> = paths
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect();
-        return Finding::works(SUBJECT, paths.join(", "));
+        return Finding::works(
+            SUBJECT,
+            format!(
+                "{by_kernel}, by fuse-overlayfs and fuse2fs: --writable-tmpfs and --overlay work"
+            ),
+        );
     }
-    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
-    let uses: Vec<_> = missing.iter().map(|(_, option)| *option).collect();
+    let (names, uses): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     let names = names.join(", ");
     Finding::limited(
         SUBJECT,
         format!(
-            "not installed: {names}; without them not possible: {}",
+            "{by_kernel}; not installed: {names}; without them not possible: {}",
             uses.join(", ")
         ),
-        format!("install {names} (packages of these names), or use --writable-tmpfs"),
+        format!("install {names} (packages of these names)"),
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
     use super::*;
 
     #[test]
@@ -215,15 +260,41 @@ mod tests {
         for (release, state) in [
             ("3.10.0-1160.el7.x86_64", State::Fails),
             ("4.17.0", State::Fails),
-            ("4.18.0-553.el8.x86_64", State::Limited),
-            ("5.10.0-28-amd64", State::Limited),
-            ("5.11.0", State::Works),
+            ("4.18.0-553.el8.x86_64", State::Works),
+            ("5.10.0-28-amd64", State::Works),
             ("6.8.0-45-generic", State::Works),
             ("10.0-rc1", State::Works),
             ("unheard of", State::Works),
         ] {
             assert_eq!(kernel(release).state, state, "{release}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_written_into_is_told_by_what_is_missing() {
+        let refusal = || Some("overlay: Operation not permitted".to_owned());
+        let with = |refusal, programs: &'static [&str]| {
+            overlays_with(refusal, |program| programs.contains(&program))
+        };
+        let all = &["fuse-overlayfs", "fuse2fs"];
+        assert_eq!(with(None, all).state, State::Works);
+        assert_eq!(with(refusal(), all).state, State::Works);
+        let old = with(refusal(), &["fuse2fs"]);
+        assert_eq!(old.state, State::Limited);
+        assert!(
+            old.found.contains("not permitted") && old.found.contains("--writable-tmpfs"),
+            "{old:?}"
+        );
+        let new = with(None, &["fuse2fs"]);
+        assert!(
+            new.found.contains("NFS") && !new.found.contains("--writable-tmpfs"),
+            "{new:?}"
+        );
+        assert!(
+            with(None, &["fuse-overlayfs"])
+                .found
+                .contains("--overlay FILE.ext3")
+        );
     }
 
     #[test]

@@ -111,21 +111,17 @@ pub struct Tail {
 pub struct Stored {
     /// The bytes.
     pub plain: Bytes,
-    /// What they hash to, where that is known.
-    pub digest: Option<blake3::Hash>,
-    /// The same bytes as the default compression packs them.
-    pub packing: Packing,
+    /// The same bytes as the default compression packs them, where that is known.
+    pub packing: Option<Packing>,
 }
 
-/// What is known of bytes packed with the default compression.
+/// Bytes packed with the default compression.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Packing {
-    /// Nothing.
-    Unknown,
-    /// They do not shrink.
-    Stored,
-    /// They become these.
-    Packed(Bytes),
+pub struct Packing {
+    /// What they become, unless they do not shrink.
+    pub compressed: Option<Bytes>,
+    /// What that hashes to, or the bytes themselves.
+    pub digest: blake3::Hash,
 }
 
 impl Stored {
@@ -133,8 +129,7 @@ impl Stored {
     pub fn plain(plain: impl Into<Bytes>) -> Self {
         Self {
             plain: plain.into(),
-            digest: None,
-            packing: Packing::Unknown,
+            packing: None,
         }
     }
 

@@ -92,7 +92,7 @@ impl Both {
     }
 }
 
-fn said(command: &mut Command) -> (String, i32, String) {
+pub fn said(command: &mut Command) -> (String, i32, String) {
     use std::os::unix::process::ExitStatusExt;
     let output = command.stdin(Stdio::null()).output().unwrap();
     let status = output.status;

@@ -30,7 +30,7 @@ pub fn is_here(programs: &[&str]) -> bool {
 
 impl Machine {
     /// An ext3 file system of the caller's in a file.
-    fn ext3(&self) -> String {
+    pub fn ext3(&self) -> String {
         let file = self.directory().join("overlay.img");
         let owner = format!("root_owner={0}:{0}", self.uid());
         // As `apptainer overlay create` makes it; root's gets the directories on first use.
@@ -275,6 +275,40 @@ fn where_the_kernel_refuses_a_directory_fuse_overlayfs_takes_it_or_the_file_syst
             said.contains("fuse") && said.contains("--writable-tmpfs"),
             "{said}"
         );
+        machine.wait_for_all();
+    }
+}
+
+/// As before Linux 5.11, and on NFS for a directory: here because overlays lie over overlays already.
+#[test]
+fn where_the_kernel_refuses_writing_into_memory_fuse_overlayfs_does_it() {
+    if !is_here(&["fuse-overlayfs"]) {
+        return;
+    }
+    let Some(image) = small() else { return };
+    for machine in machines().iter().filter(|machine| machine.is_root()) {
+        let on = machine.own_directory("on");
+        let stacked = r#"place=$1; mount -t tmpfs none $place; cd $place; mkdir -p a/upper/of u w v x once twice
+            echo over > a/upper/of/over
+            mount -t overlay -o lowerdir=a,upperdir=u,workdir=w none once &&
+            mount -t overlay -o lowerdir=once,upperdir=v,workdir=x none twice &&
+            "$2" exec --overlay $place/twice:ro $4 "$3" sh -c "$5"; status=$?; umount twice once; cd /; umount $place; exit $status"#;
+        let run = |option: &str, script: &str| {
+            let mut command = machine.program("unshare");
+            command.args(own_mounts(stacked)).arg(&on).args([
+                env!("CARGO_BIN_EXE_sifon"),
+                &image.reference(),
+                option,
+                script,
+            ]);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", complaint(&output));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let script = "cat /of/image /of/over; echo new > /of/new; cat /of/new";
+        assert_eq!(run("--writable-tmpfs", script), "imageover\nnew\n");
+        let script = "cat /of/image /of/over; touch /of/new 2>/dev/null || echo refused";
+        assert_eq!(run("", script), "imageover\nrefused\n");
         machine.wait_for_all();
     }
 }

@@ -54,6 +54,19 @@ impl PackedCopy {
         })
     }
 
+    /// The store's copy of a blob that is streamed, for as long as that takes: `None` where none can be kept, or where it
+    /// would keep room from what becomes of it.
+    pub(super) fn passing(store: &Store, blob: &dyn Blob) -> Option<Self> {
+        let size = blob.size();
+        let (seals_at, len) = sealed_len(size).ok()?;
+        let file = store.passing_packed(blob.digest(), len)?;
+        Some(Self {
+            file,
+            size,
+            seals_at: Some(seals_at),
+        })
+    }
+
     pub(super) fn plain(file: File, size: u64) -> Self {
         Self {
             file,
@@ -69,6 +82,27 @@ impl PackedCopy {
             file: self.file.try_clone().unwrap(),
             ..*self
         }
+    }
+
+    /// One with seals that nobody else has.
+    #[cfg(test)]
+    pub(super) fn with_seals(size: u64) -> Self {
+        let (seals_at, len) = sealed_len(size).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        Self {
+            file,
+            size,
+            seals_at: Some(seals_at),
+        }
+    }
+
+    /// Changes a byte, behind the seals' back.
+    #[cfg(test)]
+    pub(super) fn damage(&self, at: u64) {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, at).unwrap();
+        self.file.write_all_at(&[!byte[0]], at).unwrap();
     }
 
     /// Writes blocks that came: whole ones from a block's start on, the blob's last one perhaps shorter.
@@ -127,22 +161,31 @@ impl PackedCopy {
         Some(seals.to_vec())
     }
 
+    /// For each block of a copy with seals whether it was written. Reading it tells whether it is right.
+    pub(super) fn sealed_blocks(&self) -> Vec<bool> {
+        let blocks = blocks_of(&(0..self.size));
+        let seals = self.seals(&blocks).unwrap_or_default();
+        seals.iter().map(|seal| *seal != NO_SEAL).collect()
+    }
+
     /// Whether all zeros are bytes that were fetched, and no hole.
     pub(super) fn knows_zeros(&self) -> bool {
         self.seals_at.is_some()
     }
 
-    /// Whether the block seems to be here. Blocks are written whole.
+    /// Whether the block is here, by its seal.
     pub(super) fn has(&self, block: u64) -> bool {
         let start = block * BLOCK_BYTES;
-        let left = self.size.saturating_sub(start);
-        if self.seals_at.is_some() {
-            let len = left.min(BLOCK_BYTES) as usize;
-            return self.unsealed(start, len, &Spare::default()).is_some();
-        }
+        let len = self.size.saturating_sub(start).min(BLOCK_BYTES) as usize;
+        self.unsealed(start, len, &Spare::default()).is_some()
+    }
+
+    /// Whether something seems to be here from `at` on. What is written begins at such a place and reaches to the end of its block,
+    /// or of what is of use in it.
+    pub(super) fn has_bytes_at(&self, at: u64) -> bool {
         let mut sample = [0; SAMPLE_BYTES];
-        let len = left.min(SAMPLE_BYTES as u64) as usize;
-        let read = self.file.read_exact_at(&mut sample[..len], start);
+        let len = self.size.saturating_sub(at).min(SAMPLE_BYTES as u64) as usize;
+        let read = self.file.read_exact_at(&mut sample[..len], at);
         read.is_ok() && !is_hole(&sample)
     }
 
@@ -185,14 +228,7 @@ mod tests {
     const SIZE: u64 = 3 * BLOCK_BYTES + 1000;
 
     fn copy() -> PackedCopy {
-        let (seals_at, len) = sealed_len(SIZE).unwrap();
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(len).unwrap();
-        PackedCopy {
-            file,
-            size: SIZE,
-            seals_at: Some(seals_at),
-        }
+        PackedCopy::with_seals(SIZE)
     }
 
     fn read(copy: &PackedCopy, at: u64, len: usize) -> Option<Vec<u8>> {

@@ -13,9 +13,11 @@ mod memory;
 mod native;
 mod pace;
 mod remote;
+mod resumed;
 mod room;
 mod spare;
 
+use std::ops::Range;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -27,9 +29,11 @@ pub use copy::PackedCopy;
 pub use download::{Download, DownloadError};
 pub use fetcher::Limits;
 pub use native::Restream;
+pub use resumed::Resumed;
+pub use room::{Place, Room};
 
 use crate::blob::BlobError;
-use crate::digest::{ChunkDigest, Digest};
+use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::layer::table::{ChunkIndex, TableError};
 
@@ -44,6 +48,23 @@ pub trait ChunkSource: Send + Sync {
     /// A chunk's plain bytes, verified. Blocks for store and source, until `deadline` at most.
     fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError>;
 
+    /// Bytes `bytes` of a chunk that are in memory, fewer if it is shorter; never blocks.
+    fn cached_part(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) -> Option<Bytes> {
+        self.cached(layer, chunk).map(|plain| within(&plain, bytes))
+    }
+
+    /// Bytes `bytes` of a chunk, fewer if it is shorter. Of a large one the rest need not come.
+    fn part(
+        &self,
+        layer: u16,
+        chunk: ChunkIndex,
+        bytes: &Range<usize>,
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
+        let plain = self.chunk(layer, chunk, deadline)?;
+        Ok(within(&plain, bytes))
+    }
+
     /// The same for one who reads every chunk once: it need not stay in memory.
     fn whole(
         &self,
@@ -54,10 +75,15 @@ pub trait ChunkSource: Send + Sync {
         let plain = self.chunk(layer, chunk, deadline)?;
         Ok(WholeChunk {
             plain,
-            digest: None,
             native: None,
         })
     }
+}
+
+/// What of `bytes` is there.
+fn within(plain: &Bytes, bytes: &Range<usize>) -> Bytes {
+    let end = bytes.end.min(plain.len());
+    plain.slice(bytes.start.min(end)..end)
 }
 
 /// A chunk with what is known of it.
@@ -65,20 +91,18 @@ pub trait ChunkSource: Send + Sync {
 pub struct WholeChunk {
     /// Its plain bytes, verified.
     pub plain: Bytes,
-    /// What they hash to, where the layer's table says that.
-    pub digest: Option<ChunkDigest>,
-    /// Of a native layer's chunk, the packed bytes: those that compressing the plain ones at
-    /// [`LEVEL`](crate::layer::native::LEVEL) gives, byte for byte.
+    /// Of a native layer's chunk, how it is packed.
     pub native: Option<NativeBytes>,
 }
 
-/// The bytes of a chunk in a native layer's file.
+/// A chunk as a native layer's file has it: what compressing its plain bytes at
+/// [`LEVEL`](crate::layer::native::LEVEL) gives, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NativeBytes {
-    /// The plain ones, which do not shrink.
-    Raw,
-    /// One zstd frame with its content size and a window of 128 KiB at most.
-    Frame(Bytes),
+pub struct NativeBytes {
+    /// One zstd frame with its content size and a window of 128 KiB at most; `None` if the plain bytes do not shrink.
+    pub frame: Option<Bytes>,
+    /// The BLAKE3 digest of the frame, or of the plain bytes.
+    pub digest: [u8; 32],
 }
 
 impl ReadError {

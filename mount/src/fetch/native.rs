@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::chunks::decoded;
 use super::{NativeBytes, WholeChunk};
+use crate::digest::ChunkDigest;
 use crate::layer::native::{Footer, is_frame};
 use crate::layer::table::{Chunk, Codec};
 
@@ -83,19 +84,18 @@ impl Native {
         deadline: Instant,
     ) -> Result<WholeChunk, Miss> {
         let (plain, packed) = self.read(chunk, deadline)?;
-        let native = match chunk.codec {
-            _ if !self.is_packed_as_now => None,
-            Codec::Raw => Some(NativeBytes::Raw),
-            Codec::Zstd if is_frame(&packed, plain.len()) => {
-                Some(NativeBytes::Frame(packed.into()))
+        let frame = match chunk.codec {
+            Codec::Raw => Some(None),
+            Codec::Zstd if is_frame(&packed, plain.len()) => Some(Some(packed.into())),
+            _ => None,
+        };
+        let native = match (frame, chunk.digest) {
+            (Some(frame), ChunkDigest::PackedBlake3(digest)) if self.is_packed_as_now => {
+                Some(NativeBytes { frame, digest })
             }
             _ => None,
         };
-        Ok(WholeChunk {
-            plain,
-            digest: Some(chunk.digest),
-            native,
-        })
+        Ok(WholeChunk { plain, native })
     }
 
     /// Plain and packed bytes.
@@ -179,7 +179,6 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::digest::ChunkDigest;
     use crate::extent::PackedOffset;
     use crate::layer::table::Codec;
 

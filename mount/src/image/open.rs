@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -11,11 +10,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::Image;
-use super::layers::{Layer, Readiness};
+use super::layers::{DiffId, Layer, Readiness};
+use super::{Image, ahead};
 use crate::blob::{Blob, BlobError, MemoryBlob, OfflineBlob};
 use crate::digest::Digest;
-use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits};
+use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits, Room};
 use crate::layer::native::ConvertError;
 use crate::layer::soci;
 use crate::layer::squashfs::SquashfsError;
@@ -25,7 +24,7 @@ use crate::registry;
 use crate::source::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
 use crate::source::{self, Source, SourceError};
 use crate::store::{self, ImageRecord, Lease, Name, Store};
-use crate::tree::{self, MergeError, Tree, TreeError};
+use crate::tree::{MergeError, Merger, Tree, TreeError};
 
 /// Layers that stream at once: enough to fill the network while two of them wait for a disk, few enough that
 /// their buffers stay within the memory we promise.
@@ -199,7 +198,12 @@ pub fn open(
     store: &Arc<Store>,
     progress: &OnProgress,
 ) -> Result<Opened, OpenError> {
-    open_with(reference, options, store, progress, None)
+    opened(
+        Opener::new(reference, options, store)?,
+        progress,
+        false,
+        None,
+    )
 }
 
 /// A layer's tar stream, or none if none is needed; or why it could not be made.
@@ -213,34 +217,111 @@ pub struct OnTop<'a> {
     pub layer: &'a dyn Fn(&Image, &Description) -> TarOrNone,
 }
 
-/// The same as [`open`], with one more layer if `on_top` has one; the image is opened without it if it cannot be made.
-pub fn open_with(
+/// What goes with an image that programs will see.
+pub struct ForPrograms<'a> {
+    /// One more layer; the image is opened without it if it cannot be made.
+    pub on_top: Option<&'a OnTop<'a>>,
+    /// Where the image is, if [`identify`] asked there.
+    pub source: Option<Source>,
+}
+
+/// The same for an image that programs will see. What they will read is fetched ahead from the first moment on, unless `options`
+/// say no.
+pub fn open_for_programs(
     reference: &Reference,
     options: &Options,
     store: &Arc<Store>,
     progress: &OnProgress,
+    with: ForPrograms<'_>,
+) -> Result<Opened, OpenError> {
+    let opener = match with.source {
+        Some(source) => Opener::at(source, reference, options, store),
+        None => Opener::new(reference, options, store)?,
+    };
+    opened(opener, progress, true, with.on_top)
+}
+
+impl OnTop<'_> {
+    /// What the store calls it, on top of the image of these layers.
+    fn name_above(&self, layers: &[Arc<LayerChunks>], manifest: Digest) -> Digest {
+        let below = tree_key_of(layers);
+        let name = format!("on top of {below}, for {manifest}: {}\n", self.name);
+        Digest::of(name.as_bytes())
+    }
+}
+
+fn opened(
+    mut opener: Opener<'_>,
+    progress: &OnProgress,
+    is_for_programs: bool,
     on_top: Option<&OnTop<'_>>,
 ) -> Result<Opened, OpenError> {
+    let (options, store) = (opener.options, opener.store);
     tracing::debug!("store: {}", store.directory().display());
-    let mut opener = Opener::new(reference, options, store)?;
-    let description = opener.description()?;
-    let (mut layers, soci_index) = opener.layers(&description, progress)?;
-    let (top, made) = opener.on_top(on_top, &layers, &description)?;
-    let tree_below = made.as_ref().is_ok_and(Option::is_some);
-    let tree_below = tree_below.then(|| tree_key_of(&layers));
-    let has_layer_on_top = match made {
-        Ok(Some(tar)) => {
-            layers.push(opener.layer_on_top(tar)?);
-            Ok(true)
+    let named = opener.named()?;
+    let Layers {
+        mut layers,
+        config,
+        soci_index,
+        mut merged,
+    } = opener.layers(&named, progress)?;
+    let description = named.with(config);
+    let manifest = description.manifest_digest;
+    let is_fetched_ahead = is_for_programs && !options.no_profile && !options.offline;
+    let begin_ahead = |image: &Arc<Image>, chunks: &Arc<Chunks>| {
+        is_fetched_ahead && ahead::begin(store, manifest, image, chunks)
+    };
+    let on_top = on_top.map(|on_top| (on_top, on_top.name_above(&layers, manifest)));
+    let kept = on_top.and_then(|(_, name)| store.top(name));
+    // Only to make what lies on top, the image is opened without it first.
+    let mut without = None;
+    let made = match (on_top, kept) {
+        (None, _) => Ok(None),
+        (Some(_), Some(kept)) => Ok(kept),
+        (Some((on_top, name)), None) => {
+            let (_, tree) = opener.tree(&layers, &mut merged)?;
+            let chunks = opener.chunks(&layers);
+            let image = readable(tree, &chunks);
+            // It goes on for the image with another layer.
+            let is_new = begin_ahead(&image, &chunks);
+            let made = (on_top.layer)(&image, &description);
+            if let Ok(made) = &made {
+                store.keep_top(name, made.as_deref());
+            }
+            without = Some((chunks, is_new));
+            made
         }
-        Ok(None) => Ok(false),
+    };
+    let (mut top, mut tree_below) = (None, None);
+    let mut layer_on_top = None;
+    let has_layer_on_top = match made {
+        Ok(tar) => {
+            top = on_top.map(|(_, name)| name);
+            if let Some(tar) = tar {
+                let layer = opener.layer_on_top(tar)?;
+                tree_below = Some(tree_key_of(&layers));
+                layers.push(Arc::clone(&layer));
+                layer_on_top = Some(layer);
+            }
+            Ok(layer_on_top.is_some())
+        }
         Err(err) => Err(err),
     };
-    let (key, tree) = opener.tree(&layers)?;
-    let (image, chunks) = opener.readable(tree, &layers);
+    let (key, tree) = opener.tree(&layers, &mut merged)?;
+    let (chunks, is_new) = match without {
+        None => (opener.chunks(&layers), None),
+        Some((chunks, is_new)) => match layer_on_top {
+            None => (chunks, Some(is_new)),
+            Some(layer) => (Arc::new(chunks.with_layer(layer)), Some(is_new)),
+        },
+    };
+    let image = readable(tree, &chunks);
+    if is_new.unwrap_or_else(|| begin_ahead(&image, &chunks)) {
+        ahead::watch(&image, &chunks);
+    }
     let tables = image.tables();
     let record = ImageRecord {
-        reference: reference.to_string(),
+        reference: opener.reference.to_string(),
         manifest: description.manifest_digest,
         documents: [description.top, description.manifest.config.digest]
             .into_iter()
@@ -263,13 +344,49 @@ pub fn open_with(
     })
 }
 
-/// The documents of the image that `reference` names, and nothing else of it: enough to tell which image that is.
+/// The digest of the manifest of the image that `reference` names; nothing else of the image is asked for. With the place that was
+/// asked, if one was: who goes on to open the image need not connect again.
 pub fn identify(
     reference: &Reference,
     options: &Options,
     store: &Arc<Store>,
-) -> Result<Description, OpenError> {
-    Opener::new(reference, options, store)?.description()
+) -> Result<(Digest, Option<Source>), OpenError> {
+    let opener = Opener::new(reference, options, store)?;
+    let digest = opener.named()?.digest;
+    let asked = opener.source.is_connected().then_some(opener.source);
+    Ok((digest, asked))
+}
+
+/// What a reference means.
+pub(super) struct Named {
+    /// What it names: an index or the manifest.
+    pub top: Digest,
+    /// The chosen manifest.
+    pub digest: Digest,
+    pub manifest: Manifest,
+}
+
+impl Named {
+    fn with(self, config: ImageConfig) -> Description {
+        Description {
+            top: self.top,
+            manifest_digest: self.digest,
+            manifest: self.manifest,
+            config,
+        }
+    }
+}
+
+type ReadyLayers = (Vec<Arc<LayerChunks>>, Option<Digest>, Merged);
+
+/// All that a tree is made of.
+struct Layers {
+    /// Bottom first, readable.
+    layers: Vec<Arc<LayerChunks>>,
+    config: ImageConfig,
+    /// The SOCI index by which some of the layers are read.
+    soci_index: Option<Digest>,
+    merged: Merged,
 }
 
 pub(super) struct Opener<'a> {
@@ -277,6 +394,8 @@ pub(super) struct Opener<'a> {
     pub(super) options: &'a Options,
     pub(super) store: &'a Arc<Store>,
     source: Source,
+    /// For those who parse tables, so that the largest is not the last.
+    pub(super) cores: Room,
     /// A layer that no manifest names.
     on_top: Option<Arc<MemoryBlob>>,
 }
@@ -288,34 +407,53 @@ impl<'a> Opener<'a> {
         store: &'a Arc<Store>,
     ) -> Result<Self, OpenError> {
         let source = Source::open(reference, &options.registry)?;
-        Ok(Self {
+        Ok(Self::at(source, reference, options, store))
+    }
+
+    fn at(
+        source: Source,
+        reference: &'a Reference,
+        options: &'a Options,
+        store: &'a Arc<Store>,
+    ) -> Self {
+        Self {
             reference,
             options,
             store,
             source,
+            cores: Room::of_cores(),
             on_top: None,
-        })
+        }
     }
 
     pub(super) fn description(&self) -> Result<Description, OpenError> {
+        let named = self.named()?;
+        let config = self.config_of(&named.manifest)?;
+        Ok(named.with(config))
+    }
+
+    pub(super) fn named(&self) -> Result<Named, OpenError> {
         let top = self.resolved()?;
         let platform = &self.options.registry.platform;
         let chosen = source::image(top, platform, |digest| self.document(digest))?;
-        let config = ImageConfig::parse(self.config(&chosen.manifest.config)?)
+        Ok(Named {
+            top,
+            digest: chosen.digest,
+            manifest: chosen.manifest,
+        })
+    }
+
+    fn config_of(&self, manifest: &Manifest) -> Result<ImageConfig, OpenError> {
+        let config = ImageConfig::parse(self.config(&manifest.config)?)
             .map_err(|source| self.unusable(source))?;
-        let (layers, diff_ids) = (chosen.manifest.layers.len(), config.diff_ids.len());
+        let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
         if layers != diff_ids {
             return Err(self.unusable(ManifestError::Malformed {
                 what: "the config",
                 problem: format!("it names {diff_ids} layers, the manifest {layers}"),
             }));
         }
-        Ok(Description {
-            top,
-            manifest_digest: chosen.digest,
-            manifest: chosen.manifest,
-            config,
-        })
+        Ok(config)
     }
 
     fn unusable(&self, source: ManifestError) -> OpenError {
@@ -343,9 +481,27 @@ impl<'a> Opener<'a> {
             let object = format!("what {name} means");
             return Err(SourceError::Blob(BlobError::Offline { object }).into());
         }
-        let digest = self.source.resolve()?;
+        let digest = match self.store.tag(&name, Duration::MAX) {
+            Some(_) => self.source.resolve()?,
+            None => return self.resolved_anew(&name),
+        };
         tracing::debug!("{name}: {digest}");
         self.store.remember_tag(&name, digest);
+        Ok(digest)
+    }
+
+    /// What was never heard of has to be fetched anyway; by one of many processes that want it at once.
+    fn resolved_anew(&self, name: &str) -> Result<Digest, OpenError> {
+        let _turn = self.store.turn(Digest::of(name.as_bytes()), &|| false);
+        if let Some(digest) = self.remembered(name) {
+            tracing::debug!("{name}: {digest}, as another process was told just now");
+            return Ok(digest);
+        }
+        let digest = self.source.resolve_anew()?;
+        tracing::debug!("{name}: {digest}");
+        // It came along; those who find the name find it, too.
+        self.document(digest)?;
+        self.store.remember_tag(name, digest);
         Ok(digest)
     }
 
@@ -417,6 +573,11 @@ impl<'a> Opener<'a> {
             }
             .into());
         }
+        // Many processes that want the same image at once ask for each document once: registries count that.
+        let _turn = self.store.turn(digest, &|| false);
+        if let Some(bytes) = self.store.manifest(digest) {
+            return Ok(bytes.into());
+        }
         let bytes = ask()?;
         self.store.keep_manifest(digest, &bytes);
         Ok(bytes)
@@ -440,28 +601,59 @@ impl<'a> Opener<'a> {
         self.source.blob(descriptor)
     }
 
-    /// All layers, readable, and the digest of the SOCI index by which some of them are. Those that must be streamed start
+    /// All layers, and the config, which comes meanwhile.
+    fn layers(&self, named: &Named, progress: &OnProgress) -> Result<Layers, OpenError> {
+        let (diff_ids, ready) = (OnceLock::new(), Readiness::default());
+        let config = || {
+            let tells = Tells(&diff_ids);
+            let config = self.config_of(&named.manifest);
+            if let Ok(config) = &config {
+                let _ = diff_ids.set(config.diff_ids.clone());
+            }
+            drop(tells);
+            config.inspect_err(|_| ready.give_up())
+        };
+        thread::scope(|scope| {
+            let config = scope.spawn(config);
+            let layers = self.layers_of(named, &diff_ids, &ready, progress);
+            let config = config.join().expect("it does not panic")?;
+            let (layers, soci_index, merged) = layers?;
+            Ok(Layers {
+                layers,
+                config,
+                soci_index,
+                merged,
+            })
+        })
+    }
+
+    /// All layers, the SOCI index by which some of them are read, and what is merged of them. Those that must be streamed start
     /// with the largest.
-    fn layers(
+    fn layers_of(
         &self,
-        description: &Description,
+        named: &Named,
+        diff_ids: &OnceLock<Vec<Digest>>,
+        ready: &Readiness,
         progress: &OnProgress,
-    ) -> Result<(Vec<Arc<LayerChunks>>, Option<Digest>), OpenError> {
-        let mut layers: Vec<Layer<'_>> = description
+    ) -> Result<ReadyLayers, OpenError> {
+        let mut layers: Vec<Layer<'_>> = named
             .manifest
             .layers
             .iter()
-            .zip(&description.config.diff_ids)
-            .map(|(descriptor, &diff_id)| {
+            .enumerate()
+            .map(|(place, descriptor)| {
+                let diff_id = DiffId::Awaited(diff_ids, place);
                 Layer::new(descriptor, diff_id, self.promised(descriptor))
             })
             .collect::<Result<_, _>>()?;
-        let soci_index = self.add_soci(description, &mut layers);
+        let soci_index = self.add_soci(named, &mut layers);
+        let order: Vec<Digest> = layers.iter().map(|layer| layer.descriptor.digest).collect();
         let mut queue: Vec<&Layer<'_>> = layers.iter().collect();
         queue.sort_by_key(|layer| layer.descriptor.size);
         // The same layer twice in an image is one piece of work.
         let mut seen = BTreeSet::new();
         queue.retain(|layer| seen.insert(layer.descriptor.digest));
+        let distinct = queue.len();
 
         // Tables come all at once, as far as connections reach; they are not to wait for a layer that streams.
         let (seekable, whole): (Vec<_>, Vec<_>) =
@@ -469,65 +661,44 @@ impl<'a> Opener<'a> {
         let connections = self.options.registry.connections.max(1);
         let queues = [(seekable, connections), (whole, LAYERS_AT_ONCE)]
             .map(|(queue, threads)| (threads.min(queue.len()), Mutex::new(queue)));
-        let ready = Readiness::default();
         let failure = Mutex::new(None);
         let work = |queue: &Mutex<Vec<&Layer<'_>>>| {
             while failure.lock().is_none() {
                 let Some(layer) = queue.lock().pop() else {
                     break;
                 };
-                if let Err(err) = self.make_ready(layer, &ready, progress) {
-                    failure.lock().get_or_insert(err);
-                    ready.is_in_vain.store(true, Ordering::Relaxed);
+                let vain = InVain(ready);
+                match self.make_ready(layer, ready, progress) {
+                    Ok(()) => std::mem::forget(vain),
+                    Err(err) => {
+                        failure.lock().get_or_insert(err);
+                    }
                 }
             }
         };
+        let mut merged = Merged::default();
         thread::scope(|scope| {
             for (threads, queue) in &queues {
                 for _ in 0..*threads {
                     scope.spawn(|| work(queue));
                 }
             }
-        });
-        match failure.into_inner() {
-            Some(err) => Err(err),
-            None => {
-                let layers = layers
-                    .iter()
-                    .map(|layer| ready.layer(layer.descriptor.digest))
-                    .map(|layer| layer.expect("no layer failed, so all are ready"));
-                Ok((layers.collect(), soci_index))
+            // Meanwhile those that are ready are merged.
+            for &layer in &order {
+                let Some(layer) = ready.awaited(layer, distinct) else {
+                    break;
+                };
+                merged.add(layer.table());
             }
+        });
+        if let Some(err) = failure.into_inner() {
+            return Err(err);
         }
-    }
-
-    /// The tar stream for the top of the image of `layers`, from the store or made now, and the name that the store has it by. Only to make
-    /// it, the image is opened without it first.
-    fn on_top(
-        &self,
-        on_top: Option<&OnTop<'_>>,
-        layers: &[Arc<LayerChunks>],
-        description: &Description,
-    ) -> Result<(Option<Digest>, TarOrNone), OpenError> {
-        let Some(on_top) = on_top else {
-            return Ok((None, Ok(None)));
-        };
-        let (below, manifest) = (tree_key_of(layers), description.manifest_digest);
-        let name = format!("on top of {below}, for {manifest}: {}\n", on_top.name);
-        let name = Digest::of(name.as_bytes());
-        // An image that needs none has a name for nothing.
-        let stream = |bytes: Vec<u8>| (!bytes.is_empty()).then_some(bytes);
-        if let Some(bytes) = self.store.top(name) {
-            return Ok((Some(name), Ok(stream(bytes))));
-        }
-        let (_, tree) = self.tree(layers)?;
-        let (image, _) = self.readable(tree, layers);
-        let made = (on_top.layer)(&image, description);
-        if let Ok(made) = &made {
-            self.store
-                .keep_top(name, made.as_deref().unwrap_or_default());
-        }
-        Ok((made.is_ok().then_some(name), made))
+        let layers = layers
+            .iter()
+            .map(|layer| ready.layer(layer.descriptor.digest))
+            .map(|layer| layer.expect("no layer failed, so all are ready"));
+        Ok((layers.collect(), soci_index, merged))
     }
 
     /// A layer of which we have the tar stream.
@@ -542,7 +713,8 @@ impl<'a> Opener<'a> {
             platform: None,
         };
         self.on_top = Some(Arc::new(blob));
-        let layer = Layer::new(&descriptor, descriptor.digest, Ok(None))?;
+        let diff_id = DiffId::Known(descriptor.digest);
+        let layer = Layer::new(&descriptor, diff_id, Ok(None))?;
         let ready = Readiness::default();
         let silence: OnProgress = Arc::new(|_| {});
         self.make_ready(&layer, &ready, &silence)?;
@@ -551,23 +723,21 @@ impl<'a> Opener<'a> {
             .expect("it was made ready just now"))
     }
 
-    fn readable(&self, tree: Tree, layers: &[Arc<LayerChunks>]) -> (Arc<Image>, Arc<Chunks>) {
+    fn chunks(&self, layers: &[Arc<LayerChunks>]) -> Arc<Chunks> {
         let limits = Limits {
             connections: self.options.registry.connections,
             timeout: self.options.registry.timeout,
         };
-        let tables = layers
-            .iter()
-            .map(|layer| Arc::clone(layer.table()))
-            .collect();
-        let chunks = Arc::new(Chunks::new(layers.to_vec(), limits));
-        let source = Arc::clone(&chunks) as Arc<dyn ChunkSource>;
-        (Arc::new(Image::new(tree, tables, source)), chunks)
+        Arc::new(Chunks::new(layers.to_vec(), limits))
     }
 
-    /// The merged tree and its name, from the store or made now.
-    fn tree(&self, layers: &[Arc<LayerChunks>]) -> Result<(Digest, Tree), OpenError> {
-        let tables: Vec<&Table> = layers.iter().map(|layer| &**layer.table()).collect();
+    /// The merged tree and its name, from the store or made now; the first of the layers may be in `merged` already.
+    fn tree(
+        &self,
+        layers: &[Arc<LayerChunks>],
+        merged: &mut Merged,
+    ) -> Result<(Digest, Tree), OpenError> {
+        let tables: Vec<&Arc<Table>> = layers.iter().map(|layer| layer.table()).collect();
         let digests: Vec<Digest> = tables.iter().map(|table| table.layer()).collect();
         let key = tree_key_of(layers);
         if let Some(tree) = self.store.tree(key)
@@ -577,10 +747,16 @@ impl<'a> Opener<'a> {
             return Ok((key, tree));
         }
         tracing::debug!("tree of {} layers: merged now", digests.len());
+        for table in tables.into_iter().skip(merged.layers) {
+            merged.add(table);
+        }
+        if let Some(refused) = merged.refused.take() {
+            return Err(refused.into());
+        }
         let mut refused = None;
         let sealed = self
             .store
-            .sealed_with(Name::Tree(key), |to| match tree::merge(&tables, to) {
+            .sealed_with(Name::Tree(key), |to| match merged.merger.seal(to) {
                 Err(MergeError::Write(source)) => Err(source),
                 Err(err) => {
                     refused = Some(err);
@@ -600,4 +776,47 @@ impl<'a> Opener<'a> {
 fn tree_key_of(layers: &[Arc<LayerChunks>]) -> Digest {
     let keys: Vec<Digest> = layers.iter().map(|layer| layer.table().key()).collect();
     store::tree_key(&keys)
+}
+
+fn readable(tree: Tree, chunks: &Arc<Chunks>) -> Arc<Image> {
+    let layers = chunks.layers().iter();
+    let tables = layers.map(|layer| Arc::clone(layer.table())).collect();
+    let source = Arc::clone(chunks) as Arc<dyn ChunkSource>;
+    Arc::new(Image::new(tree, tables, source))
+}
+
+/// An image's layers as far as they are merged, bottom first.
+#[derive(Default)]
+struct Merged {
+    merger: Merger<Arc<Table>>,
+    layers: usize,
+    /// Why no more can be.
+    refused: Option<MergeError>,
+}
+
+impl Merged {
+    fn add(&mut self, table: &Arc<Table>) {
+        if self.refused.is_none() {
+            self.refused = self.merger.add(Arc::clone(table)).err();
+        }
+        self.layers += 1;
+    }
+}
+
+/// Dropped, it tells all that one layer has failed, however that came about.
+struct InVain<'a>(&'a Readiness);
+
+impl Drop for InVain<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
+/// Dropped, it tells those who wait for the diffIDs that there are none, unless they have come.
+struct Tells<'a>(&'a OnceLock<Vec<Digest>>);
+
+impl Drop for Tells<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.set(Vec::new());
+    }
 }

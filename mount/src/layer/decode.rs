@@ -1,5 +1,7 @@
 //! The packed bytes of a chunk become its plain ones.
 
+pub mod fine;
+
 use bytes::Bytes;
 use liblzma::stream::{Action, Status, Stream};
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
@@ -148,6 +150,11 @@ impl Decoder {
         packed: &[u8],
         limit: usize,
     ) -> Result<Vec<u8>, Problem> {
+        if codec == Codec::Zstd {
+            let filled = self.filled(limit, packed);
+            self.recover();
+            return filled;
+        }
         let mut plain = vec![0; limit];
         let has = match codec {
             Codec::Zlib => self
@@ -160,11 +167,6 @@ impl Decoder {
                     .map_err(|_| Problem::Block("lz4"))?
             }
             Codec::Xz => unxz(packed, &mut plain)?,
-            Codec::Zstd => {
-                let filled = self.fill(&mut plain, packed);
-                self.recover();
-                filled?
-            }
             _ => return Err(Problem::Block("squashfs")),
         };
         plain.truncate(has);
@@ -232,29 +234,30 @@ impl Decoder {
 
     /// The first `needs` bytes of the frames in `packed`.
     fn zstd(&mut self, packed: &[u8], needs: usize) -> Result<Vec<u8>, Problem> {
-        let mut plain = vec![0; needs];
-        let outcome = self.fill(&mut plain, packed);
+        let outcome = self.filled(needs, packed);
         self.recover();
-        let has = outcome?;
-        if has < needs {
-            return Err(Problem::Short { has, needs });
+        let plain = outcome?;
+        match plain.len() {
+            has if has < needs => Err(Problem::Short { has, needs }),
+            _ => Ok(plain),
         }
-        Ok(plain)
     }
 
-    /// Decodes frames until `plain` is full or `packed` at its end; how many bytes came. A frame
+    /// Decodes frames until there are `limit` plain bytes or `packed` is at its end. A frame
     /// that is complete and fits is decoded at once, without zstd's own window (`ZSTD_decompressStream`,
     /// "single-pass optimization").
-    fn fill(&mut self, plain: &mut [u8], packed: &[u8]) -> Result<usize, Problem> {
+    fn filled(&mut self, limit: usize, packed: &[u8]) -> Result<Vec<u8>, Problem> {
         let mut input = InBuffer::around(packed);
-        let needs = plain.len();
-        let mut output = OutBuffer::around(plain);
-        while output.pos() < needs && input.pos() < packed.len() {
+        // Written to before it is read, so it need not be zeros.
+        let mut plain = Vec::with_capacity(limit);
+        let mut output = OutBuffer::around(&mut plain);
+        while output.pos() < limit && input.pos() < packed.len() {
             self.zstd
                 .decompress_stream(&mut output, &mut input)
                 .map_err(|code| Problem::Zstd(get_error_name(code)))?;
         }
-        Ok(output.pos())
+        plain.truncate(limit);
+        Ok(plain)
     }
 
     /// Ready for the next chunk, whatever became of the last one.
@@ -333,7 +336,7 @@ mod tests {
             skip: 0,
             plain_len: plain.len() as u32,
             codec,
-            digest: ChunkDigest::blake3_of(plain),
+            digest: ChunkDigest::sha256_of(plain),
         }
     }
 
@@ -444,7 +447,7 @@ mod tests {
             ..chunk(&plain[from..to], Codec::Gzip)
         };
         let mut damaged = within(700, 900);
-        damaged.digest = ChunkDigest::blake3_of(b"other");
+        damaged.digest = ChunkDigest::sha256_of(b"other");
         let chunks = [within(0, 500), damaged, within(9000, 10_000)];
         let mut decoder = Decoder::new();
         let plains = decoder.siblings(&chunks, 2, &member).unwrap();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{CONTENT_RANGE, ETAG, LAST_MODIFIED};
@@ -279,6 +279,7 @@ impl Remote {
             let skipped = skip.min(bytes.len() as u64);
             skip -= skipped;
             let _ = bytes.split_to(skipped as usize);
+            transfer.moved(skipped, Duration::ZERO);
             let left = transfer.end - transfer.reached;
             if bytes.len() as u64 > left {
                 if is_partial {
@@ -324,15 +325,8 @@ impl Remote {
             });
         }
         transfer.reached += len;
-        transfer.gained += len;
         // Waiting for the reader is nobody's fault, and does not count.
-        let held_up = before.elapsed();
-        if let Patience::While(progress) = transfer.patience
-            && (transfer.gained >= PROGRESS_BYTES || held_up > progress / 2)
-        {
-            transfer.gained = 0;
-            transfer.tries.progressed(Instant::now() + progress);
-        }
+        transfer.moved(len, before.elapsed());
         Ok(())
     }
 
@@ -477,6 +471,17 @@ impl Transfer {
     /// What is still missing.
     fn range(&self) -> Range<u64> {
         self.reached..self.end
+    }
+
+    /// Some bytes came, which the reader let wait for so long.
+    fn moved(&mut self, len: u64, held_up: Duration) {
+        self.gained += len;
+        if let Patience::While(progress) = self.patience
+            && (self.gained >= PROGRESS_BYTES || held_up > progress / 2)
+        {
+            self.gained = 0;
+            self.tries.progressed(Instant::now() + progress);
+        }
     }
 
     fn covers_all(&self, size: u64) -> bool {

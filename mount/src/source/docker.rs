@@ -245,7 +245,7 @@ fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
 }
 
 fn hashed(part: &Part) -> io::Result<Digest> {
-    let mut reader = part.reader();
+    let mut reader = part.reader(0..part.len);
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; 256 << 10];
     loop {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -182,23 +183,26 @@ impl Part {
         Ok(bytes.into())
     }
 
-    pub(super) fn reader(&self) -> PartReader {
+    /// Reads the bytes of `range`, as far as they are within the part.
+    pub(super) fn reader(&self, range: Range<u64>) -> PartReader {
         PartReader {
             part: self.clone(),
-            at: 0,
+            at: range.start,
+            end: range.end.min(self.len),
         }
     }
 }
 
-/// Reads a part from its start to its end.
+/// Reads a part in order.
 pub(super) struct PartReader {
     part: Part,
     at: u64,
+    end: u64,
 }
 
 impl Read for PartReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.part.len - self.at;
+        let left = self.end.saturating_sub(self.at);
         let len = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
         if len == 0 {
             return Ok(0);
@@ -284,8 +288,8 @@ impl<F: Fn() -> io::Result<Part> + Send + Sync> Blob for FileBlob<F> {
         part.bytes(at.0, len).map_err(|error| self.refused(&error))
     }
 
-    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
-        Ok(Box::new(self.part()?.reader()))
+    fn stream_of(&self, range: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError> {
+        Ok(Box::new(self.part()?.reader(range)))
     }
 
     fn is_remote(&self) -> bool {

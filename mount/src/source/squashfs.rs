@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -385,9 +386,9 @@ impl Blob for LocalFile {
         read.map_err(|err| self.wrong(format!("cannot be read: {err}")))
     }
 
-    fn stream(&self) -> Result<Box<dyn Read + Send>, BlobError> {
+    fn stream_of(&self, range: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError> {
         self.unchanged()?;
-        Ok(Box::new(self.part.reader()))
+        Ok(Box::new(self.part.reader(range)))
     }
 
     fn is_remote(&self) -> bool {

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::process::{getegid, geteuid};
 
 use super::draft::Draft;
-use super::{Name, Settings};
+use super::{Name, Settings, turn};
 use crate::sys::Sealed;
 
 /// The layout's version; another one lives beside it.
@@ -333,6 +333,7 @@ impl Directory {
             .flatten()
             .flatten()
         {
+            turn::remove_if_abandoned(&entry.path());
             let name = entry.file_name();
             let owner = name
                 .to_str()

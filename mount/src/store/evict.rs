@@ -156,6 +156,13 @@ impl Store {
         })
     }
 
+    /// Whether so many bytes more are within the budget, and would leave as many free on the disk.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let free = rustix::fs::statvfs(self.own.path())
+            .map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        free / 2 >= bytes && self.used_bytes().saturating_add(bytes) <= self.budget()
+    }
+
     /// Removes images that nobody uses, those unused longest first, until the store takes `to` bytes at most, and
     /// files that no image needs. Before an image goes altogether, the streamed layers of images go that have an index of
     /// ours, which is small and costs a pass over the layer to make. `dry_run` only counts.

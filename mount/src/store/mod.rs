@@ -6,13 +6,14 @@
 //!          layers/HEX.index     the same, for its blob      (sealed; made by `sifon index`)
 //!          layers/HEX.native    its chunks, if streamed     (sealed)
 //!          packed/HEX           its blob, sparse, if seekable (ranges as they were fetched; checksums behind its end, if nothing else vouches)
+//!                               or while it is streamed
 //!          trees/HEX            merged trees                (sealed)
 //!          profiles/HEX.profile  what is read of an image, for the next mount (a hint)
 //!          profiles/HEX.stats    what the last mount of it cost
 //!          tags/HEX             what a tag named, and when
 //!          images/HEX           what an image needs; its time is that of the last use
 //!          leases/…             which images are mounted, and where
-//!          tmp/                 files that are being written
+//!          tmp/                 files that are being written, and HEX.turn while somebody fetches what others want, too
 //! ```
 //!
 //! Sealed files are written under no name or a temporary one, renamed, mode 0444, never changed. Tables and trees say which
@@ -27,6 +28,7 @@ mod draft;
 mod evict;
 mod lease;
 mod tags;
+mod turn;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -39,6 +41,7 @@ pub use checksum::CheckedDraft;
 pub use draft::Draft;
 pub use evict::{Evicted, ImageRecord, ImageUse};
 pub use lease::Lease;
+pub use turn::Turn;
 
 use crate::digest::Digest;
 use crate::layer::table::Table;
@@ -162,6 +165,11 @@ impl Store {
         self.own.path()
     }
 
+    /// Whether anything is kept: if not, files without names are made where the settings say, and there only.
+    pub fn keeps(&self) -> bool {
+        self.own.is_writable()
+    }
+
     /// The bytes that `digest` names, if they are here: a manifest, an index or a config.
     pub fn manifest(&self, digest: Digest) -> Option<Vec<u8>> {
         self.directories().find_map(|directory| {
@@ -228,14 +236,17 @@ impl Store {
         Tree::open(self.sealed(Name::Tree(key))?).ok()
     }
 
-    /// The bytes of that name, if a trusted directory has them: see [`Name::Top`].
-    pub fn top(&self, name: Digest) -> Option<Vec<u8>> {
-        Some(self.sealed(Name::Top(name))?.to_vec())
+    /// What lies on top of a tree, if a trusted directory knows: see [`Name::Top`]. None within if nothing does.
+    pub fn top(&self, name: Digest) -> Option<Option<Vec<u8>>> {
+        let bytes = self.sealed(Name::Top(name))?;
+        Some((!bytes.is_empty()).then(|| bytes.to_vec()))
     }
 
-    /// Keeps such bytes.
-    pub fn keep_top(&self, name: Digest, bytes: &[u8]) {
-        let kept = self.sealed_with(Name::Top(name), |to| to.write_all(bytes));
+    /// Keeps what lies there; it is not empty.
+    pub fn keep_top(&self, name: Digest, bytes: Option<&[u8]>) {
+        let kept = self.sealed_with(Name::Top(name), |to| {
+            to.write_all(bytes.unwrap_or_default())
+        });
         if let Err(err) = kept {
             tracing::debug!(%name, error = %err, "what lies on top of a tree is not kept");
         }
@@ -269,6 +280,24 @@ impl Store {
         match self.own.has_trusted_packed() {
             true => self.packed(layer, len),
             false => tempfile::tempfile_in(&self.elsewhere),
+        }
+    }
+
+    /// The same for a blob that is streamed, and kept only until all of it came: `None` where nothing can be kept, or where
+    /// the disk or the budget has no room for it beside what becomes of it.
+    pub fn passing_packed(&self, layer: Digest, len: u64) -> Option<File> {
+        let name = Name::Packed(layer);
+        let is_there = || self.own.open_file(name).is_some();
+        if !self.own.has_trusted_packed() || !(is_there() || self.has_room(len)) {
+            return None;
+        }
+        self.own.open_packed(name, len).ok()
+    }
+
+    /// Removes the copy of a layer's blob, of which all that is wanted is kept otherwise.
+    pub fn forget_packed(&self, layer: Digest) {
+        if self.own.is_writable() {
+            let _ = std::fs::remove_file(self.directory().join(Name::Packed(layer).path()));
         }
     }
 

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 
 use libz_rs_sys::{
     Z_BLOCK, Z_BUF_ERROR, Z_NO_FLUSH, Z_OK, Z_STREAM_END, inflate, inflateEnd, inflateInit2_,
-    inflatePrime, inflateReset2, inflateSetDictionary, z_stream, zlibVersion,
+    inflatePrime, inflateReset2, inflateSetDictionary, inflateValidate, z_stream, zlibVersion,
 };
 
 /// How far back a deflate stream refers at most (RFC 1951, 2).
@@ -17,6 +17,8 @@ pub enum Wrapping {
     Raw,
     /// The header of a gzip member (RFC 1952); its trailer is checked.
     Gzip,
+    /// The same, but what the trailer says is not looked at: whoever reads knows what the plain bytes must hash to.
+    GzipUnchecked,
 }
 
 /// A decompressor. It keeps a window of 32 KiB.
@@ -81,6 +83,10 @@ impl Inflater {
         // SAFETY: `new` initialised the stream.
         let code = unsafe { inflateReset2(&raw mut *self.0, window_bits(wrapping)) };
         assert_eq!(code, Z_OK, "the stream is sound and the window size valid");
+        if wrapping == Wrapping::GzipUnchecked {
+            // SAFETY: `new` initialised the stream.
+            unsafe { inflateValidate(&raw mut *self.0, 0) };
+        }
     }
 
     /// Stands in the middle of a deflate stream: `window`, at most [`WINDOW_BYTES`], came before, and `bits` bits, the topmost of
@@ -160,7 +166,7 @@ impl Drop for Inflater {
 fn window_bits(wrapping: Wrapping) -> c_int {
     match wrapping {
         Wrapping::Raw => -15,
-        Wrapping::Gzip => 15 + 16,
+        Wrapping::Gzip | Wrapping::GzipUnchecked => 15 + 16,
     }
 }
 
@@ -221,6 +227,23 @@ mod tests {
                 step.produced == rest.len() && rest == text[to..],
                 "at {from}"
             );
+        }
+    }
+
+    #[test]
+    fn a_trailer_is_checked_if_that_is_wanted() {
+        let mut packed = gzip(b"text");
+        let checksum_at = packed.len() - 8;
+        packed[checksum_at] ^= 1;
+        let mut inflater = Inflater::new();
+        for (wrapping, is_read) in [
+            (Wrapping::Gzip, false),
+            (Wrapping::GzipUnchecked, true),
+            (Wrapping::Gzip, false),
+        ] {
+            inflater.reset(wrapping);
+            let step = inflater.inflate(&packed, &mut [0; 100], false);
+            assert_eq!(step.is_ok(), is_read, "{wrapping:?}");
         }
     }
 

@@ -12,5 +12,6 @@ pub mod namespace;
 pub mod process;
 mod sealed;
 pub mod signal;
+pub mod writeback;
 
 pub use sealed::Sealed;

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
+use sifon_mount::reference::Reference;
 use sifon_mount::source::is_image_file;
 use sifon_mount::source::sif::Sif;
 
@@ -423,7 +424,7 @@ impl Args {
             is_literal: self.no_eval,
             home: home.map(|home| home.as_os_str().as_bytes().to_vec()),
             name: name_of(image.as_bytes()).to_vec(),
-            container: image.as_bytes().to_vec(),
+            container: container_of(image).into_vec(),
             bind,
             command: action.verb().into(),
             app: self.app.clone(),
@@ -680,6 +681,16 @@ fn named(piece: &[u8]) -> Option<(&[u8], &[u8])> {
             .iter()
             .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
     is_name.then_some((name, value))
+}
+
+/// The image as a program in it finds it named: where a file is, from the root, because the program may start elsewhere.
+fn container_of(image: &OsStr) -> OsString {
+    match Reference::parse(image) {
+        Ok(Reference::File(path)) => {
+            std::path::absolute(path).map_or_else(|_| image.into(), PathBuf::into_os_string)
+        }
+        _ => image.into(),
+    }
 }
 
 /// What the image is called inside: the last part of its name.

@@ -2,7 +2,6 @@
 
 use std::io;
 
-use sifon_mount::digest::ChunkDigest;
 use sifon_mount::fetch::{NativeBytes, WholeChunk};
 use sifon_mount::layer::entry::Kind;
 use sifon_mount::layer::table::{ChunkIndex, PieceRange, Stretch, Table, stretches};
@@ -103,15 +102,10 @@ impl TreeSource<'_> {
 /// A chunk in the packer's words.
 fn stored(whole: WholeChunk) -> Stored {
     Stored {
-        digest: match whole.digest {
-            Some(ChunkDigest::Blake3(digest)) => Some(digest.into()),
-            _ => None,
-        },
-        packing: match whole.native {
-            None => Packing::Unknown,
-            Some(NativeBytes::Raw) => Packing::Stored,
-            Some(NativeBytes::Frame(packed)) => Packing::Packed(packed),
-        },
+        packing: whole.native.map(|NativeBytes { frame, digest }| Packing {
+            compressed: frame,
+            digest: digest.into(),
+        }),
         plain: whole.plain,
     }
 }

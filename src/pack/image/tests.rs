@@ -33,10 +33,14 @@ impl ChunkSource for InMemory {
         chunk: ChunkIndex,
         deadline: Instant,
     ) -> Result<WholeChunk, ReadError> {
+        let plain = self.chunk(layer, chunk, deadline)?;
+        let digest = blake3::hash(&plain).into();
         Ok(WholeChunk {
-            plain: self.chunk(layer, chunk, deadline)?,
-            digest: None,
-            native: Some(NativeBytes::Raw),
+            plain,
+            native: Some(NativeBytes {
+                frame: None,
+                digest,
+            }),
         })
     }
 }
@@ -58,7 +62,7 @@ fn entry(path: &str, kind: Kind) -> Entry {
 
 fn table(chunks: &[Bytes], entries: &[(Entry, &[Piece])]) -> Table {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     for plain in chunks {
         let chunk = Chunk {
             packed_at: PackedOffset(0),
@@ -262,6 +266,13 @@ fn a_bundle_with_a_file_that_is_not_packed_is_not_whole() {
     assert_eq!(is_whole, [false, true]);
 }
 
+fn stored_as_it_is(plain: &[u8]) -> Packing {
+    Packing {
+        compressed: None,
+        digest: blake3::hash(plain),
+    }
+}
+
 #[test]
 fn whole_chunks_come_with_their_packing_and_parts_without() {
     let image = image(vec![bundled()]);
@@ -270,7 +281,7 @@ fn whole_chunks_come_with_their_packing_and_parts_without() {
     let block = source.block(large, 0).unwrap();
     assert_eq!(
         (block.plain.len(), block.packing),
-        (BLOCK_BYTES, Packing::Stored)
+        (BLOCK_BYTES, Some(stored_as_it_is(&block.plain)))
     );
     assert_eq!(source.hole(large, 0).unwrap(), 0);
     assert_eq!(source.hole(large, BLOCK_BYTES as u64).unwrap(), 2 << 17);
@@ -283,13 +294,10 @@ fn whole_chunks_come_with_their_packing_and_parts_without() {
     let whole = source.bundle(&tails).unwrap();
     assert_eq!(
         (&whole.plain[..], whole.packing),
-        (&[2; 30][..], Packing::Stored)
+        (&[2; 30][..], Some(stored_as_it_is(&[2; 30])))
     );
     for (part, len) in [(&tails[..1], 10), (&tails[1..], 20)] {
         let part = source.bundle(part).unwrap();
-        assert_eq!(
-            (&part.plain[..], part.packing),
-            (&vec![2; len][..], Packing::Unknown)
-        );
+        assert_eq!((&part.plain[..], part.packing), (&vec![2; len][..], None));
     }
 }

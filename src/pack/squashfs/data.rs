@@ -13,7 +13,7 @@ use super::catalogue::{Catalogue, FileIndex, Kind};
 use super::format::{self, NONE, STORED_BLOCK};
 use super::output::Output;
 use super::plan::{Plan, Step};
-use super::workers::{Bundle, Packed, Workers};
+use super::workers::{Bundle, Packed, PackedBlock, Workers};
 use super::{BLOCK_BYTES, Settings, SquashfsError};
 use crate::pack::contents::Contents;
 
@@ -172,8 +172,8 @@ impl Writer<'_, '_> {
             Step::Zeros { blocks } => self.zeros(blocks),
             Step::Block { block } => {
                 let block = received(&block).map_err(Failure::Content)?;
-                match block.packed {
-                    Some(packed) => self.block(block.digest, &packed).map_err(Failure::Write)?,
+                match block {
+                    Some(block) => self.block(&block).map_err(Failure::Write)?,
                     None => self.zeros(1),
                 }
                 (self.settings.progress)(BLOCK_BYTES as u64);
@@ -213,12 +213,12 @@ impl Writer<'_, '_> {
         }
     }
 
-    fn block(&mut self, digest: blake3::Hash, packed: &Packed) -> io::Result<()> {
+    fn block(&mut self, block: &PackedBlock) -> io::Result<()> {
         self.end_zeros();
         self.current.hasher.update(b"block");
-        self.current.hasher.update(digest.as_bytes());
-        self.data.runs.push(Run::Block(packed.size()));
-        self.output.write(packed.bytes())
+        self.current.hasher.update(block.digest.as_bytes());
+        self.data.runs.push(Run::Block(block.packed.size()));
+        self.output.write(block.packed.bytes())
     }
 
     fn end_file(&mut self, file: FileIndex, tail: usize) {
@@ -352,7 +352,7 @@ impl Packed {
         }
     }
 
-    fn bytes(&self) -> &Bytes {
+    pub(super) fn bytes(&self) -> &Bytes {
         match self {
             Self::Stored(bytes) | Self::Compressed(bytes) => bytes,
         }

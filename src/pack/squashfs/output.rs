@@ -4,8 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use sifon_mount::sys::writeback::begin_writing;
+
 /// Bytes that are gathered before they go to the file.
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// So many bytes are enough for the disk to begin with.
+const WRITEBACK_BYTES: u64 = 32 << 20;
 
 /// Where a squashfs grows. Positions count from its first byte.
 pub(super) struct Output<'a> {
@@ -13,6 +18,8 @@ pub(super) struct Output<'a> {
     start: u64,
     buffer: Vec<u8>,
     buffer_at: u64,
+    /// What is before it is on its way to the disk.
+    sent: u64,
 }
 
 impl<'a> Output<'a> {
@@ -23,6 +30,7 @@ impl<'a> Output<'a> {
             start,
             buffer: Vec::with_capacity(BUFFER_BYTES),
             buffer_at: position,
+            sent: position,
         }
     }
 
@@ -46,6 +54,7 @@ impl<'a> Output<'a> {
             None => {
                 self.buffer.clear();
                 self.buffer_at = position;
+                self.sent = self.sent.min(position);
             }
         }
     }
@@ -55,6 +64,14 @@ impl<'a> Output<'a> {
             .write_all_at(&self.buffer, self.start + self.buffer_at)?;
         self.buffer_at += self.buffer.len() as u64;
         self.buffer.clear();
+        if self.buffer_at - self.sent >= WRITEBACK_BYTES {
+            // The file is synced at its end: the disk need not wait until then.
+            begin_writing(
+                self.file,
+                self.start + self.sent..self.start + self.buffer_at,
+            );
+            self.sent = self.buffer_at;
+        }
         Ok(())
     }
 

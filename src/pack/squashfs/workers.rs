@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::compressor::{Compression, Compressor};
-use crate::pack::layout::{Packing, Stored, Tail};
+use crate::pack::layout::{Stored, Tail};
 use crate::pack::node::Source;
 
 /// Bytes as they go into the file.
@@ -19,11 +19,14 @@ pub(super) enum Packed {
     Compressed(Bytes),
 }
 
-/// A whole block of a file.
-pub(super) struct Block {
+/// A whole block of a file; `None` if it is all zeros.
+pub(super) type Block = Option<PackedBlock>;
+
+/// A block with the digest of its bytes as they are packed, which tells blocks of one file system apart as that of the plain bytes
+/// would: what is compressed is shorter than what is not.
+pub(super) struct PackedBlock {
+    pub packed: Packed,
     pub digest: blake3::Hash,
-    /// `None` if it is all zeros.
-    pub packed: Option<Packed>,
 }
 
 /// The tails of some files, one after another.
@@ -206,9 +209,15 @@ struct Packer {
 
 impl Packer {
     fn block(&mut self, stored: &Stored) -> Block {
-        let digest = stored.digest.unwrap_or_else(|| blake3::hash(&stored.plain));
-        let packed = (!is_zero(&stored.plain)).then(|| self.packed(stored));
-        Block { digest, packed }
+        if is_zero(&stored.plain) {
+            return None;
+        }
+        let packed = self.packed(stored);
+        let digest = match &stored.packing {
+            Some(packing) if self.is_native => packing.digest,
+            _ => blake3::hash(packed.bytes()),
+        };
+        Some(PackedBlock { packed, digest })
     }
 
     fn bundle(&mut self, stored: Stored, tails: &[Tail]) -> Bundle {
@@ -257,11 +266,11 @@ impl Packer {
     }
 
     fn known(&self, stored: &Stored) -> Option<Packed> {
-        match &stored.packing {
-            Packing::Stored if self.is_native => Some(Packed::Stored(stored.plain.clone())),
-            Packing::Packed(packed) if self.is_native => Some(Packed::Compressed(packed.clone())),
-            _ => None,
-        }
+        let packing = stored.packing.as_ref().filter(|_| self.is_native)?;
+        Some(match &packing.compressed {
+            Some(compressed) => Packed::Compressed(compressed.clone()),
+            None => Packed::Stored(stored.plain.clone()),
+        })
     }
 }
 

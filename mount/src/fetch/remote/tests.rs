@@ -50,7 +50,7 @@ impl Blob for Asked {
         Ok(())
     }
 
-    fn stream(&self) -> Result<Box<dyn std::io::Read + Send>, BlobError> {
+    fn stream_of(&self, _: Range<u64>) -> Result<Box<dyn std::io::Read + Send>, BlobError> {
         unimplemented!("not asked for here")
     }
 

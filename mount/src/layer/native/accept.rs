@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 
@@ -17,7 +18,8 @@ use super::cut::{ChunkSink, Cutter};
 use super::headers::{HeaderWriter, RebuildError, rebuild};
 use super::stream::{Blueprint, ConvertError, PlainStream, cut_all};
 use crate::digest::ChunkDigest;
-use crate::layer::table::{ChunkIndex, Table, TableWriter};
+use crate::layer::decode::Decoder;
+use crate::layer::table::{Chunk, ChunkIndex, Table, TableWriter};
 
 /// Checks the native file that `theirs` describes against the promised diffID; gives a table of our own for it.
 pub fn accepted(
@@ -28,7 +30,7 @@ pub fn accepted(
 ) -> Result<TableWriter, ConvertError> {
     let layer = blueprint.layer;
     let write = |source| ConvertError::unwritten(layer, source);
-    let table = TableWriter::in_directory(scratch).map_err(write)?;
+    let table = TableWriter::in_directory(scratch);
     let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
     thread::scope(|scope| {
         let (blocks, rebuilt) = bounded(BLOCKS_WAITING);
@@ -40,7 +42,7 @@ pub fn accepted(
         let mut plain = PlainStream::new(blueprint, rebuilt);
         let cut = cut_all(
             &mut plain,
-            Cutter::new(table, Known { theirs }),
+            Cutter::new(table, Known::new(theirs, native)),
             headers,
             layer,
         );
@@ -65,6 +67,28 @@ pub fn accepted(
 /// Chunks that are in a native file already, if they are what was cut.
 struct Known<'a> {
     theirs: &'a Table,
+    native: &'a File,
+    decoder: Decoder,
+}
+
+impl<'a> Known<'a> {
+    fn new(theirs: &'a Table, native: &'a File) -> Self {
+        let decoder = Decoder::default();
+        Self {
+            theirs,
+            native,
+            decoder,
+        }
+    }
+
+    /// Whether what is in the file is `plain`, and whoever reads it later can tell that it still is.
+    fn is(&mut self, known: &Chunk<'_>, plain: &[u8]) -> io::Result<bool> {
+        let mut packed = vec![0; known.packed_len as usize];
+        self.native.read_exact_at(&mut packed, known.packed_at.0)?;
+        let is_whole = known.skip == 0 && known.digest == ChunkDigest::blake3_of(&packed);
+        let has = is_whole.then(|| self.decoder.plain(known, &packed));
+        Ok(matches!(has, Some(Ok(has)) if has == plain))
+    }
 }
 
 impl ChunkSink for Known<'_> {
@@ -75,8 +99,7 @@ impl ChunkSink for Known<'_> {
         plain: Vec<u8>,
     ) -> io::Result<()> {
         let known = self.theirs.chunk(place).map_err(io::Error::other)?;
-        if known.digest != ChunkDigest::blake3_of(&plain) || known.plain_len as usize != plain.len()
-        {
+        if !self.is(&known, &plain)? {
             return Err(io::Error::other("its chunks are cut otherwise"));
         }
         table.set_chunk(place, &known);

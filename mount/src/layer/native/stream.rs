@@ -122,7 +122,7 @@ pub enum ConvertError {
         source: TarError,
     },
     /// The store's disk failed or is full.
-    #[error("layer {layer}: cannot be written to the store")]
+    #[error("layer {layer}: cannot be written")]
     Write {
         /// The layer's blob.
         layer: Digest,
@@ -147,7 +147,9 @@ impl ConvertError {
                 let cause = source.get_ref();
                 return cause?.downcast_ref::<BlobError>()?.hint();
             }
-            Self::Write { .. } => "name a directory with room: --store DIR or SIFON_STORE",
+            Self::Write { .. } => {
+                "name a directory with room: --store DIR or SIFON_STORE, or --tmpdir DIR where nothing is to be kept"
+            }
         };
         Some(hint.into())
     }
@@ -173,7 +175,7 @@ pub fn convert(
 ) -> Result<TableWriter, ConvertError> {
     let layer = blueprint.layer;
     let write = |source| ConvertError::unwritten(layer, source);
-    let table = TableWriter::in_directory(scratch).map_err(write)?;
+    let table = TableWriter::in_directory(scratch);
     let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
     let cutter = Cutter::new(table, OrderedFile::new(native, compressors));
 

@@ -4,7 +4,7 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Rises whenever an older reader would misread a table.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// The start of a table file. Integers are little-endian; positions count from byte 0 of the file.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -102,7 +102,7 @@ pub(super) const KIND_OPAQUE: u8 = 10;
 pub(super) const KIND_HIDDEN: u8 = 11;
 
 pub(super) const DIGEST_SHA256: u8 = 1;
-pub(super) const DIGEST_BLAKE3: u8 = 2;
+pub(super) const DIGEST_PACKED_BLAKE3: u8 = 2;
 pub(super) const DIGEST_PACKED_SHA256: u8 = 3;
 pub(super) const DIGEST_UNKNOWN: u8 = 4;
 

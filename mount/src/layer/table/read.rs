@@ -254,7 +254,7 @@ impl Table {
         };
         let digest = match record.algorithm {
             DIGEST_SHA256 => ChunkDigest::Sha256(record.digest),
-            DIGEST_BLAKE3 => ChunkDigest::Blake3(record.digest),
+            DIGEST_PACKED_BLAKE3 => ChunkDigest::PackedBlake3(record.digest),
             DIGEST_PACKED_SHA256 => ChunkDigest::PackedSha256(record.digest),
             DIGEST_UNKNOWN => ChunkDigest::Unknown,
             _ => return Err(wrong("an unknown digest")),
