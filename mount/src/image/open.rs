@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::layers::{DiffId, Layer, Readiness};
-use super::{Image, ahead};
+use super::{Image, ahead, course};
 use crate::blob::{Blob, BlobError, MemoryBlob, OfflineBlob};
 use crate::digest::Digest;
 use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits, Room};
@@ -248,8 +248,8 @@ fn opened(
     let mut image = readable(tree, &chunks);
     let is_fetched_ahead = for_programs.is_some() && !options.no_profile && !options.offline;
     // It goes on for the image with another layer.
-    let is_new =
-        is_fetched_ahead && ahead::begin(store, description.manifest_digest, &image, &chunks);
+    let begun =
+        is_fetched_ahead.then(|| ahead::begin(store, description.manifest_digest, &image, &chunks));
     if let Some(tar) = for_programs.and_then(|on_top| on_top(&image, &description)) {
         let layer = opener.layer_on_top(tar)?;
         layers.push(Arc::clone(&layer));
@@ -259,8 +259,10 @@ fn opened(
         chunks = Arc::new(chunks.with_layer(layer));
         image = readable(tree, &chunks);
     }
-    if is_new {
-        ahead::watch(&image, &chunks);
+    match begun {
+        Some(Some(profile)) => course::accompany(&profile, &image, &chunks),
+        Some(None) => ahead::watch(&image, &chunks),
+        None => {}
     }
     let tables = image.tables();
     let record = ImageRecord {
