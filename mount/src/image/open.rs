@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::layers::{DiffId, Layer, Readiness};
-use super::{Image, ahead};
+use super::{Image, ahead, course};
 use crate::blob::{Blob, BlobError, MemoryBlob, OfflineBlob};
 use crate::digest::Digest;
 use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits, Room};
@@ -269,7 +269,7 @@ fn opened(
     let manifest = description.manifest_digest;
     let is_fetched_ahead = is_for_programs && !options.no_profile && !options.offline;
     let begin_ahead = |image: &Arc<Image>, chunks: &Arc<Chunks>| {
-        is_fetched_ahead && ahead::begin(store, manifest, image, chunks)
+        is_fetched_ahead.then(|| ahead::begin(store, manifest, image, chunks))
     };
     let on_top = on_top.map(|on_top| (on_top, on_top.name_above(&layers, manifest)));
     let kept = on_top.and_then(|(_, name)| store.top(name));
@@ -283,12 +283,12 @@ fn opened(
             let chunks = opener.chunks(&layers);
             let image = readable(tree, &chunks);
             // It goes on for the image with another layer.
-            let is_new = begin_ahead(&image, &chunks);
+            let begun = begin_ahead(&image, &chunks);
             let made = (on_top.layer)(&image, &description);
             if let Ok(made) = &made {
                 store.keep_top(name, made.as_deref());
             }
-            without = Some((chunks, is_new));
+            without = Some((chunks, begun));
             made
         }
     };
@@ -308,16 +308,18 @@ fn opened(
         Err(err) => Err(err),
     };
     let (key, tree) = opener.tree(&layers, &mut merged)?;
-    let (chunks, is_new) = match without {
+    let (chunks, begun) = match without {
         None => (opener.chunks(&layers), None),
-        Some((chunks, is_new)) => match layer_on_top {
-            None => (chunks, Some(is_new)),
-            Some(layer) => (Arc::new(chunks.with_layer(layer)), Some(is_new)),
+        Some((chunks, begun)) => match layer_on_top {
+            None => (chunks, Some(begun)),
+            Some(layer) => (Arc::new(chunks.with_layer(layer)), Some(begun)),
         },
     };
     let image = readable(tree, &chunks);
-    if is_new.unwrap_or_else(|| begin_ahead(&image, &chunks)) {
-        ahead::watch(&image, &chunks);
+    match begun.unwrap_or_else(|| begin_ahead(&image, &chunks)) {
+        Some(Some(profile)) => course::accompany(&profile, &image, &chunks),
+        Some(None) => ahead::watch(&image, &chunks),
+        None => {}
     }
     let tables = image.tables();
     let record = ImageRecord {
