@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
-use sifon_mount::image::open::{Description, OnProgress, OnTop, Opened, Options, open_with};
+use sifon_mount::image::open::{
+    Description, ForPrograms, OnProgress, OnTop, Opened, Options, open, open_for_programs,
+};
 use sifon_mount::image::outlook::{Outlook, describe};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::{self, Store};
@@ -58,22 +60,26 @@ impl Context {
 
     /// Opens an image; progress is shown on a terminal.
     pub fn open(&self, reference: &Reference) -> Result<Opened, Error> {
-        self.open_telling(reference, &self.output.progress(), &|_, _| None)
+        let (options, progress) = (&self.settings.open, self.output.progress());
+        Ok(open(reference, options, self.store(), &progress)?)
     }
 
-    /// Opens an image with a layer of ours on top; `progress` is told how far that is.
-    pub fn open_telling(
+    /// Opens an image that programs will see, with a layer of ours on top; `progress` is told how far that is.
+    pub fn open_for_programs(
         &self,
         reference: &Reference,
         progress: &OnProgress,
         on_top: &OnTop<'_>,
     ) -> Result<Opened, Error> {
-        Ok(open_with(
+        Ok(open_for_programs(
             reference,
             &self.settings.open,
             self.store(),
             progress,
-            on_top,
+            ForPrograms {
+                on_top,
+                source: None,
+            },
         )?)
     }
 

@@ -181,7 +181,7 @@ fn gzipped(plain: &[u8]) -> Vec<u8> {
 
 fn table(entries: &[Entry]) -> Vec<u8> {
     let scratch = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(scratch.path()).unwrap();
+    let mut writer = TableWriter::in_directory(scratch.path());
     for entry in entries {
         writer.entry(entry, PieceRange::default()).unwrap();
     }

@@ -14,7 +14,7 @@ use sifon_mount::tree::{NodeId, Resolved, Tree, merge};
 /// A layer of `directories` with `files` empty files in each.
 fn layer(directories: usize, files: usize) -> Table {
     let spool = tempfile::tempdir().expect("a temporary directory");
-    let mut writer = TableWriter::in_directory(spool.path()).expect("a spool");
+    let mut writer = TableWriter::in_directory(spool.path());
     for package in 0..directories {
         let directory = format!("usr/lib/python3/site-packages/package-{package:06}");
         for module in 0..files {

@@ -62,8 +62,8 @@ fn registry(context: &Context, image: &OsString) -> Result<Finding, Error> {
     };
     let began = Instant::now();
     Ok(match identify(&reference, &options, context.store()) {
-        Ok(description) => {
-            let digest = short(description.manifest_digest);
+        Ok((manifest, _)) => {
+            let digest = short(manifest);
             let time = began.elapsed().as_millis();
             Finding::works(
                 SUBJECT,

@@ -154,11 +154,11 @@ fn opened(
     progress: &OnProgress,
 ) -> Result<Opened, Error> {
     if !extras.singularity {
-        return context.open_telling(reference, progress, &|_, _| None);
+        return context.open_for_programs(reference, progress, &|_, _| None);
     }
     let timeout = context.settings.open.registry.timeout;
     let refused = Cell::new(None);
-    let opened = context.open_telling(reference, progress, &|image, description| {
+    let opened = context.open_for_programs(reference, progress, &|image, description| {
         singularitys_layer(image, description, reference, timeout).unwrap_or_else(|err| {
             refused.set(Some(err));
             None
@@ -201,7 +201,7 @@ fn mounted(
 ) -> Result<(Mount, Kept), Error> {
     let target = Target::look(how.directory)?;
     let plan = Plan {
-        uses_profile: !context.settings.open.no_profile,
+        records_profile: !context.settings.open.no_profile,
         completes: how.extras.background && !context.settings.open.offline,
     };
     if context.settings.open.offline {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,8 +13,9 @@ use std::sync::{Arc, Mutex, Weak};
 
 use sifon_mount::image::Image;
 use sifon_mount::image::history::{History, Plan};
-use sifon_mount::image::open::{Description, OnProgress, identify, open_with};
+use sifon_mount::image::open::{Description, ForPrograms, OnProgress, identify, open_for_programs};
 use sifon_mount::reference::Reference;
+use sifon_mount::source::Source;
 use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
 
@@ -65,6 +67,7 @@ fn serve(listener: UnixListener) -> io::Result<()> {
     Output::to(Arc::clone(&sink) as Arc<dyn Lines>);
     let images = StoredImages {
         stores: Mutex::default(),
+        asked: Mutex::default(),
         log: sink,
     };
     let serving = Serving {
@@ -83,7 +86,15 @@ fn serve(listener: UnixListener) -> io::Result<()> {
 /// Images from registries and directories, through the stores that clients name.
 struct StoredImages {
     stores: Mutex<HashMap<String, Arc<Store>>>,
+    asked: Mutex<Option<Asked>>,
     log: Arc<Log>,
+}
+
+/// A place with connections and permissions from asking what a name means.
+struct Asked {
+    image: OsString,
+    settings: serde_json::Value,
+    source: Source,
 }
 
 impl StoredImages {
@@ -101,8 +112,21 @@ impl StoredImages {
         let settings: Settings = serde_json::from_value(request.settings.clone())?;
         let (name, store) = self.store(&settings.store)?;
         let reference = Reference::parse(&request.image)?;
-        let description = identify(&reference, &settings.open, &store)?;
-        Ok(format!("{} {name}", description.manifest_digest))
+        let (manifest, source) = identify(&reference, &settings.open, &store)?;
+        *self.asked.lock().expect("setting does not panic") = source.map(|source| Asked {
+            image: request.image.clone(),
+            settings: request.settings.clone(),
+            source,
+        });
+        Ok(format!("{manifest} {name}"))
+    }
+
+    /// The place that was asked last, if that was for this request.
+    fn asked_for(&self, request: &Request) -> Option<Source> {
+        let mut asked = self.asked.lock().expect("taking does not panic");
+        let is_same =
+            |asked: &mut Asked| asked.image == request.image && asked.settings == request.settings;
+        asked.take_if(is_same).map(|asked| asked.source)
     }
 
     fn opened(&self, request: &Request, opening: &Arc<Opening>) -> Result<Shown, Error> {
@@ -122,9 +146,13 @@ impl StoredImages {
                 None
             })
         };
-        let opened = open_with(&reference, &settings.open, &store, &progress, &on_top)?;
+        let with = ForPrograms {
+            on_top: &on_top,
+            source: self.asked_for(request),
+        };
+        let opened = open_for_programs(&reference, &settings.open, &store, &progress, with)?;
         let plan = Plan {
-            uses_profile: !settings.open.no_profile,
+            records_profile: !settings.open.no_profile,
             completes: false,
         };
         let history = History::begin(&opened, &reference.to_string(), &store, plan);

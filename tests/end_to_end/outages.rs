@@ -35,7 +35,9 @@ fn layout(place: &Place) -> Layout {
 /// Whether this is a request for a part of the layer, rather than for its table or for a document.
 fn is_for_files(request: &Message) -> bool {
     let range = request.range();
-    range.is_some_and(|(first, last)| last - first > 30_000 && first % 65_536 == 0)
+    // In whole blocks, but for what the first one has before the layer's first chunk.
+    let is_block = |first| first % 65_536 == 0 || first < 65_536;
+    range.is_some_and(|(first, last)| last - first > 30_000 && is_block(first))
 }
 
 /// One of the things that go wrong, another one each time.

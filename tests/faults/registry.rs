@@ -80,11 +80,20 @@ fn reference(address: &str) -> String {
     format!("docker://{address}/app:v1")
 }
 
+/// The same image by its digest, for which a manifest is asked that has it.
+fn reference_by_digest(address: &str, manifest: &str) -> String {
+    format!("docker://{address}/app@{manifest}")
+}
+
 /// The image cannot be packed, for which the whole of it is read.
 fn refuses(what: &str, server: &Faulty, words: &[&str]) {
+    refuses_image(what, &reference(server.address()), server, words);
+}
+
+fn refuses_image(what: &str, image: &str, server: &Faulty, words: &[&str]) {
     let place = server.address().to_owned();
     let words: Vec<_> = words.iter().copied().chain([&*place, "INFO"]).collect();
-    Sandbox::new().refuses_to_pack(what, &reference(server.address()), &words);
+    Sandbox::new().refuses_to_pack(what, image, &words);
 }
 
 #[test]
@@ -109,7 +118,11 @@ fn a_status_that_means_no_is_told_with_the_object_and_what_to_do() {
                 (asked == kind).then(|| Reply::status(status).body(body))
             });
             let words: Vec<_> = words.iter().copied().chain([&*object]).collect();
-            refuses(&format!("{status} for the {kind}"), &server, &words);
+            let image = match kind {
+                "manifest" => reference_by_digest(server.address(), &object),
+                _ => reference(server.address()),
+            };
+            refuses_image(&format!("{status} for the {kind}"), &image, &server, &words);
         }
     }
 }
@@ -231,7 +244,11 @@ fn another_manifest_or_configuration_than_was_asked_for_is_told() {
         });
         let words = [&*digest, "INFO"];
         let what = format!("another {kind}");
-        Sandbox::new().refuses_to_pack(&what, &reference(server.address()), &words);
+        let image = match kind {
+            "manifest" => reference_by_digest(server.address(), &digest),
+            _ => reference(server.address()),
+        };
+        Sandbox::new().refuses_to_pack(&what, &image, &words);
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::digest::Digest;
 use crate::sys::mount::{self, FILE_SYSTEM};
@@ -236,7 +240,12 @@ pub(super) struct Lifeline {
     connection: UnixStream,
     /// The process at the other end.
     pub(super) pid: Option<u32>,
+    /// The same, to be waited for; none on kernels before 5.3.
+    process: Option<OwnedFd>,
 }
+
+/// A process that closed its end of a connection closes its other files at once.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Lifeline {
     /// `None` when nobody answers to the mount's name, or one who is not its owner.
@@ -244,9 +253,17 @@ impl Lifeline {
         let connection = UnixStream::connect_addr(&address(mount.device).ok()?).ok()?;
         let (pid, user) = mount::peer(&connection).ok()?;
         let is_owner = user == 0 || Some(user) == mount.user();
-        is_owner.then_some(Self {
+        let handle = |pid| {
+            pidfd_open(
+                Pid::from_raw(i32::try_from(pid).ok()?)?,
+                PidfdFlags::empty(),
+            )
+            .ok()
+        };
+        is_owner.then(|| Self {
             connection,
             pid: (pid != 0).then_some(pid),
+            process: handle(pid),
         })
     }
 
@@ -259,13 +276,19 @@ impl Lifeline {
                 return false;
             }
             match self.connection.read(&mut [0]) {
-                Ok(0) => return true,
+                Ok(0) => break,
                 Ok(_) => {}
-                Err(err) if err.kind() == io::ErrorKind::ConnectionReset => return true,
+                Err(err) if err.kind() == io::ErrorKind::ConnectionReset => break,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return false,
             }
         }
+        // A handle becomes readable when all files are closed.
+        if let Some(process) = &self.process {
+            let timeout = Timespec::try_from(CLOSING_TIMEOUT).ok();
+            let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], timeout.as_ref());
+        }
+        true
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -16,16 +17,19 @@ use super::memory::Memory;
 use super::native::{Miss, Native, Restream};
 use super::remote::{Came, Remote};
 use super::room::Room;
-use super::{ChunkSource, ReadError, WholeChunk};
+use super::{ChunkSource, ReadError, WholeChunk, within};
 use crate::blob::{Blob, BlobError};
 use crate::layer::decode::Decoder;
+use crate::layer::decode::fine::{Cut, is_to_cut};
 use crate::layer::table::{Chunk, ChunkIndex, Table, TableError};
 
 /// Plain bytes in memory at most; the kernel's page cache does the rest.
 const MEMORY_BYTES: usize = 128 << 20;
 
-/// Chunks of others' formats that are larger are decoded a few at a time.
+/// Chunks of others' formats that are larger are decoded a few at a time: packed and plain they take megabytes each, and a
+/// machine has few cores to decode them anyway.
 const LARGE_BYTES: usize = 1 << 20;
+const LARGE_AT_ONCE: usize = 4;
 
 thread_local! {
     /// One decoder for each thread that reads: zstd's context is dear to make.
@@ -45,9 +49,9 @@ pub enum Origin {
 /// The chunks of all layers of one image.
 pub struct Chunks {
     pub(super) layers: Vec<Arc<LayerChunks>>,
-    memory: Memory,
-    flights: Flights<(u16, ChunkIndex)>,
-    pub(super) fetcher: Fetcher,
+    memory: Arc<Memory>,
+    flights: Arc<Flights<(u16, ChunkIndex)>>,
+    pub(super) fetcher: Arc<Fetcher>,
 }
 
 /// A layer's table, and where its packed bytes are.
@@ -68,9 +72,19 @@ impl Chunks {
     pub fn new(layers: Vec<Arc<LayerChunks>>, limits: Limits) -> Self {
         Self {
             layers,
-            memory: Memory::with_budget(MEMORY_BYTES),
-            flights: Flights::default(),
-            fetcher: Fetcher::new(limits),
+            memory: Arc::new(Memory::with_budget(MEMORY_BYTES)),
+            flights: Arc::default(),
+            fetcher: Arc::new(Fetcher::new(limits)),
+        }
+    }
+
+    /// These with one more layer on top. What is on its way for the one comes for the other, too.
+    pub fn with_layer(&self, layer: Arc<LayerChunks>) -> Self {
+        Self {
+            layers: self.layers.iter().cloned().chain([layer]).collect(),
+            memory: Arc::clone(&self.memory),
+            flights: Arc::clone(&self.flights),
+            fetcher: Arc::clone(&self.fetcher),
         }
     }
 
@@ -134,6 +148,44 @@ impl ChunkSource for Chunks {
         }
     }
 
+    fn cached_part(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) -> Option<Bytes> {
+        let key = (layer, chunk);
+        if let Some(plain) = self.memory.get(key) {
+            return Some(within(&plain, bytes));
+        }
+        let (from, piece) = self.memory.piece(key, bytes.start as u32)?;
+        let from = from as usize;
+        let is_in_it = bytes.end <= from + piece.len();
+        is_in_it.then(|| piece.slice(bytes.start - from..bytes.end - from))
+    }
+
+    fn part(
+        &self,
+        layer: u16,
+        chunk: ChunkIndex,
+        bytes: &Range<usize>,
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
+        let source = self.layer(layer)?;
+        if !source.is_cut(chunk)? {
+            return Ok(within(&self.chunk(layer, chunk, deadline)?, bytes));
+        }
+        let (mut parts, mut at) = (Vec::new(), bytes.start);
+        while at < bytes.end {
+            let (from, piece) = self.piece(source, (layer, chunk), at..bytes.end, deadline)?;
+            let part = within(&piece, &(at - from..bytes.end - from));
+            if part.is_empty() {
+                break;
+            }
+            at += part.len();
+            parts.push(part);
+        }
+        match &parts[..] {
+            [only] => Ok(only.clone()),
+            parts => Ok(parts.concat().into()),
+        }
+    }
+
     fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError> {
         let key = (layer, chunk);
         let source = self.layer(layer)?;
@@ -161,7 +213,114 @@ impl ChunkSource for Chunks {
     }
 }
 
+impl Chunks {
+    /// A piece of a chunk that is cut, the one with its plain byte `wanted.start`, and where in the chunk it begins. If need be
+    /// the chunk is decoded until `wanted` ends.
+    fn piece(
+        &self,
+        source: &LayerChunks,
+        key: (u16, ChunkIndex),
+        wanted: Range<usize>,
+        deadline: Instant,
+    ) -> Result<(usize, Bytes), ReadError> {
+        let chunk = source.table.chunk(key.1)?;
+        // Within one chunk, whose length has 32 bits.
+        let (at, until) = (wanted.start as u32, wanted.end as u32);
+        let found = || {
+            let (from, piece) = self.memory.piece(key, at)?;
+            Some((from as usize, piece))
+        };
+        loop {
+            if let Some(found) = found() {
+                return Ok(found);
+            }
+            if Instant::now() >= deadline {
+                return Err(source.late(&chunk));
+            }
+            let Some(_leader) = self.flights.lead_or_wait(key, deadline) else {
+                continue;
+            };
+            // Somebody may have landed between the look and the lead.
+            if let Some(found) = found() {
+                return Ok(found);
+            }
+            let mut cut = self.memory.cut(key).unwrap_or_default();
+            if let Some(place) = cut.place(at) {
+                let piece = cut.piece(place, &chunk);
+                let decode = |packed: &[u8]| decoded(&piece, packed);
+                match source.decoded(&piece, decode, deadline, &self.fetcher) {
+                    Ok(plain) => {
+                        self.memory.keep_piece(key, place, plain.clone());
+                        return Ok((cut.plain_at(place) as usize, plain));
+                    }
+                    Err(ReadError::Corrupt { .. }) => {
+                        self.memory.forget_cut(key);
+                        cut = Arc::default();
+                    }
+                    Err(err) => return Err(err),
+                }
+            }
+            // Who goes on where the last one stopped reads all of it, as it seems.
+            let until = if cut.is_empty() {
+                until
+            } else {
+                chunk.plain_len
+            };
+            let decode = |packed: &[u8]| {
+                let mut cut = Cut::clone(&cut);
+                let plains =
+                    DECODER.with_borrow_mut(|decoder| decoder.cut(&chunk, packed, &mut cut, until));
+                Some((plains.ok()?, cut))
+            };
+            let first = cut.count();
+            let (plains, cut) = source.decoded(&chunk, decode, deadline, &self.fetcher)?;
+            let own = cut.place(at).ok_or_else(|| source.corrupt(&chunk))?;
+            let plain = own.checked_sub(first).and_then(|own| plains.get(own));
+            let plain = plain.ok_or_else(|| source.corrupt(&chunk))?.clone();
+            let from = cut.plain_at(own) as usize;
+            self.memory.keep_cut(key, Arc::new(cut));
+            for (place, plain) in (first..).zip(plains) {
+                self.memory.keep_piece(key, place, plain);
+            }
+            return Ok((from, plain));
+        }
+    }
+}
+
 impl LayerChunks {
+    /// Whether a chunk is to be cut: it is large, and alone in its member.
+    fn is_cut(&self, index: ChunkIndex) -> Result<bool, ReadError> {
+        let is_native = matches!(self.packed, Packed::Native(_));
+        let chunk = self.table.chunk(index)?;
+        Ok(!is_native && is_to_cut(&chunk) && self.table.siblings(index).len() == 1)
+    }
+
+    /// What `decode` makes of the packed bytes of a chunk that is in no native file.
+    fn decoded<T>(
+        &self,
+        chunk: &Chunk<'_>,
+        decode: impl Fn(&[u8]) -> Option<T>,
+        deadline: Instant,
+        fetcher: &Fetcher,
+    ) -> Result<T, ReadError> {
+        let len = chunk.packed_len as usize;
+        match &self.packed {
+            Packed::Remote(remote) => {
+                let end = chunk.packed_at.0.checked_add(len as u64);
+                if end.is_none_or(|end| end > remote.blob_size()) {
+                    return Err(self.corrupt(chunk));
+                }
+                self.remote(remote, chunk, decode, deadline, fetcher)
+            }
+            Packed::Local(blob) => {
+                let packed = blob.read(chunk.packed_at, len, deadline);
+                let packed = packed.map_err(|err| self.failed(err))?;
+                decode(&packed).ok_or_else(|| self.corrupt(chunk))
+            }
+            Packed::Native(_) => Err(self.corrupt(chunk)),
+        }
+    }
+
     /// A chunk past the memory; `None` where only [`ChunkSource::chunk`] has it.
     fn whole(&self, index: ChunkIndex, deadline: Instant) -> Result<Option<WholeChunk>, ReadError> {
         let Packed::Native(native) = &self.packed else {
@@ -178,14 +337,14 @@ impl LayerChunks {
             Origin::Native(file, restream) => Packed::Native(Native::new(file, restream)),
             Origin::Local(blob) => Packed::Local(blob),
             Origin::Remote(blob, copy) => {
-                let remote = Remote::new(blob, copy).with_chunks_until(last_chunk_end(&table));
+                let remote = Remote::new(blob, copy).with_chunks_in(place_of_chunks(&table));
                 Packed::Remote(Arc::new(remote))
             }
         };
         Self {
             table,
             packed,
-            room: Room::default(),
+            room: Room::with_places(LARGE_AT_ONCE),
         }
     }
 
@@ -204,13 +363,6 @@ impl LayerChunks {
     ) -> Result<Bytes, ReadError> {
         let siblings = Siblings::of(&self.table, index)?;
         let chunk = siblings.wanted();
-        let len = chunk.packed_len as usize;
-        let end = chunk.packed_at.0.checked_add(len as u64);
-        if let Packed::Remote(remote) = &self.packed
-            && end.is_none_or(|end| end > remote.blob_size())
-        {
-            return Err(self.corrupt(chunk));
-        }
         match &self.packed {
             Packed::Native(native) => {
                 let plain = native.plain(chunk, deadline);
@@ -218,30 +370,23 @@ impl LayerChunks {
                 keep(index, plain.clone());
                 Ok(plain)
             }
-            Packed::Local(blob) => {
-                let packed = blob
-                    .read(chunk.packed_at, len, deadline)
-                    .map_err(|err| self.failed(err))?;
-                let plain = siblings.decoded(&packed, &keep);
-                plain.ok_or_else(|| self.corrupt(chunk))
-            }
-            Packed::Remote(remote) => {
+            Packed::Local(_) | Packed::Remote(_) => {
                 let decode = |packed: &[u8]| siblings.decoded(packed, &keep);
-                self.remote(remote, chunk, decode, deadline, fetcher)
+                self.decoded(chunk, decode, deadline, fetcher)
             }
         }
     }
 
     /// From the store if what it has is right, else from the source; if the bytes are wrong then, all of them are asked
     /// for once more.
-    fn remote(
+    fn remote<T>(
         &self,
         remote: &Arc<Remote>,
         chunk: &Chunk<'_>,
-        decode: impl Fn(&[u8]) -> Option<Bytes>,
+        decode: impl Fn(&[u8]) -> Option<T>,
         deadline: Instant,
         fetcher: &Fetcher,
-    ) -> Result<Bytes, ReadError> {
+    ) -> Result<T, ReadError> {
         let len = chunk.packed_len as usize;
         let bytes = chunk.packed_at.0..chunk.packed_at.0 + len as u64;
         let activity = &fetcher.shared().activity;
@@ -363,11 +508,20 @@ pub(super) fn decoded(chunk: &Chunk<'_>, packed: &[u8]) -> Option<Bytes> {
         .with_borrow_mut(|decoder| decoder.plain(chunk, packed))
         .ok()
 }
-/// Where the chunks of a table end in their blob; beyond it if that cannot be told.
-fn last_chunk_end(table: &Table) -> u64 {
-    let last = table.chunk_count().checked_sub(1);
-    let last = last.and_then(|last| u32::try_from(last).ok());
-    let chunk = last.and_then(|last| table.chunk(ChunkIndex(last)).ok());
-    let end = chunk.map(|chunk| chunk.packed_at.0.checked_add(chunk.packed_len.into()));
-    end.flatten().unwrap_or(u64::MAX)
+
+/// Where the chunks of a table lie in their blob; as far as possible where that cannot be told.
+fn place_of_chunks(table: &Table) -> Range<u64> {
+    let count = u32::try_from(table.chunk_count()).unwrap_or(u32::MAX);
+    let place = |index| {
+        let chunk = table.chunk(ChunkIndex(index)).ok()?;
+        let at = chunk.packed_at.0;
+        Some(at..at.checked_add(chunk.packed_len.into())?)
+    };
+    let places = || (0..count).map(place);
+    let start = places().try_fold(u64::MAX, |start, place| Some(start.min(place?.start)));
+    let end = places().try_fold(0, |end, place| Some(end.max(place?.end)));
+    match start.zip(end) {
+        Some((start, end)) if start < end => start..end,
+        _ => 0..u64::MAX,
+    }
 }

@@ -1,6 +1,6 @@
 //! What is not asked for by a reader: chunks that will be read, and all that is missing of an image.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -53,8 +53,9 @@ pub enum Completion {
 }
 
 impl Chunks {
-    /// Has chunks brought that will be read in this order; returns at once. Unknown ones are passed over.
-    pub fn prefetch(&self, wanted: &[(u16, ChunkIndex)]) {
+    /// Has chunks brought that will be read in this order, for which reason `why` tells; returns at once. Unknown ones are
+    /// passed over.
+    pub fn prefetch(&self, wanted: &[(u16, ChunkIndex)], why: Why) {
         let mut batch = Vec::new();
         let mut bytes = 0;
         for &(layer, index) in wanted {
@@ -64,11 +65,36 @@ impl Chunks {
             bytes += place.end - place.start;
             batch.push((layer, place));
             if bytes >= BATCH_BYTES {
-                self.prefetch_batch(std::mem::take(&mut batch));
+                self.prefetch_batch(std::mem::take(&mut batch), why);
                 bytes = 0;
             }
         }
-        self.prefetch_batch(batch);
+        self.prefetch_batch(batch, why);
+    }
+
+    /// How many packed bytes these chunks take.
+    pub fn packed_bytes(&self, chunks: &[(u16, ChunkIndex)]) -> u64 {
+        let places: HashSet<_> = chunks
+            .iter()
+            .filter_map(|&(layer, index)| Some((layer, self.place(layer, index)?)))
+            .collect();
+        places
+            .iter()
+            .map(|(_, place)| place.end - place.start)
+            .sum()
+    }
+
+    /// Whether any of these chunks would have to come from elsewhere.
+    pub fn lack(&self, chunks: &[(u16, ChunkIndex)]) -> bool {
+        chunks.iter().any(|&(layer, index)| {
+            let Some(place) = self.place(layer, index) else {
+                return false;
+            };
+            match &self.layers[usize::from(layer)].packed {
+                Packed::Remote(remote) => !remote.has(&place),
+                Packed::Native(_) | Packed::Local(_) => false,
+            }
+        })
     }
 
     /// The chunks that the builders of the layers want fetched at once.
@@ -92,12 +118,12 @@ impl Chunks {
         Some(chunk.packed_at.0..end)
     }
 
-    fn prefetch_batch(&self, batch: Vec<(u16, Range<u64>)>) {
+    fn prefetch_batch(&self, batch: Vec<(u16, Range<u64>)>, why: Why) {
         for (layer, range) in self.merged(batch) {
             match &self.layers[usize::from(layer)].packed {
                 Packed::Remote(remote) => {
                     let until = range.end.min(remote.blob_size());
-                    remote.fetch_ahead(range.start..until, Why::Profile, &self.fetcher);
+                    remote.fetch_ahead(range.start..until, why, &self.fetcher);
                 }
                 Packed::Native(native) => native.announce(&range),
                 Packed::Local(_) => {}
@@ -197,6 +223,7 @@ pub(super) fn completed(
     is_unwanted: &dyn Fn() -> bool,
     each: &mut dyn FnMut(&[u8], u64) -> bool,
 ) -> Result<Completion, BlobError> {
+    remote.want_whole();
     for _ in 0..2 {
         if filled(remote, fetcher, came, is_unwanted)? == Completion::GivenUp {
             return Ok(Completion::GivenUp);

@@ -173,17 +173,19 @@ impl PackedCopy {
         self.seals_at.is_some()
     }
 
-    /// Whether the block seems to be here. Blocks are written whole.
+    /// Whether the block is here, by its seal.
     pub(super) fn has(&self, block: u64) -> bool {
         let start = block * BLOCK_BYTES;
-        let left = self.size.saturating_sub(start);
-        if self.seals_at.is_some() {
-            let len = left.min(BLOCK_BYTES) as usize;
-            return self.unsealed(start, len, &Spare::default()).is_some();
-        }
+        let len = self.size.saturating_sub(start).min(BLOCK_BYTES) as usize;
+        self.unsealed(start, len, &Spare::default()).is_some()
+    }
+
+    /// Whether something seems to be here from `at` on. What is written begins at such a place and reaches to the end of its block,
+    /// or of what is of use in it.
+    pub(super) fn has_bytes_at(&self, at: u64) -> bool {
         let mut sample = [0; SAMPLE_BYTES];
-        let len = left.min(SAMPLE_BYTES as u64) as usize;
-        let read = self.file.read_exact_at(&mut sample[..len], start);
+        let len = self.size.saturating_sub(at).min(SAMPLE_BYTES as u64) as usize;
+        let read = self.file.read_exact_at(&mut sample[..len], at);
         read.is_ok() && !is_hole(&sample)
     }
 

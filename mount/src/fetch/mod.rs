@@ -17,6 +17,7 @@ mod resumed;
 mod room;
 mod spare;
 
+use std::ops::Range;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ pub use download::{Download, DownloadError};
 pub use fetcher::Limits;
 pub use native::Restream;
 pub use resumed::Resumed;
+pub use room::{Place, Room};
 
 use crate::blob::BlobError;
 use crate::digest::Digest;
@@ -46,6 +48,23 @@ pub trait ChunkSource: Send + Sync {
     /// A chunk's plain bytes, verified. Blocks for store and source, until `deadline` at most.
     fn chunk(&self, layer: u16, chunk: ChunkIndex, deadline: Instant) -> Result<Bytes, ReadError>;
 
+    /// Bytes `bytes` of a chunk that are in memory, fewer if it is shorter; never blocks.
+    fn cached_part(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) -> Option<Bytes> {
+        self.cached(layer, chunk).map(|plain| within(&plain, bytes))
+    }
+
+    /// Bytes `bytes` of a chunk, fewer if it is shorter. Of a large one the rest need not come.
+    fn part(
+        &self,
+        layer: u16,
+        chunk: ChunkIndex,
+        bytes: &Range<usize>,
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
+        let plain = self.chunk(layer, chunk, deadline)?;
+        Ok(within(&plain, bytes))
+    }
+
     /// The same for one who reads every chunk once: it need not stay in memory.
     fn whole(
         &self,
@@ -59,6 +78,12 @@ pub trait ChunkSource: Send + Sync {
             native: None,
         })
     }
+}
+
+/// What of `bytes` is there.
+fn within(plain: &Bytes, bytes: &Range<usize>) -> Bytes {
+    let end = bytes.end.min(plain.len());
+    plain.slice(bytes.start.min(end)..end)
 }
 
 /// A chunk with what is known of it.

@@ -6,6 +6,7 @@ mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -32,8 +33,11 @@ pub(super) struct Remote {
     blocks: Mutex<Blocks>,
     landed: Condvar,
     ahead: Ahead,
-    /// Behind it are no chunks: tables of contents and the like, which nobody reads as a part of a file.
-    chunks_end: u64,
+    /// Outside of it are no chunks, but the head of an archive, a table of contents and the like, which nobody reads as a part of a
+    /// file: of blocks at its ends only this is fetched.
+    chunks: Range<u64>,
+    /// Whether all of the blob is wanted all the same.
+    is_wanted_whole: AtomicBool,
     /// What could not be written.
     spare: Spare,
     /// Why the last of it could not.
@@ -50,7 +54,8 @@ pub(super) enum Came {
 impl Remote {
     pub fn new(blob: Arc<dyn Blob>, copy: PackedCopy) -> Self {
         Self {
-            chunks_end: blob.size(),
+            chunks: 0..blob.size(),
+            is_wanted_whole: AtomicBool::new(false),
             blob,
             copy,
             blocks: Mutex::default(),
@@ -61,10 +66,43 @@ impl Remote {
         }
     }
 
-    /// The same for a blob whose chunks end before it does.
-    pub fn with_chunks_until(self, end: u64) -> Self {
-        let chunks_end = end.min(self.blob.size());
-        Self { chunks_end, ..self }
+    /// The same for a blob whose chunks all lie in `chunks`.
+    pub fn with_chunks_in(self, chunks: Range<u64>) -> Self {
+        let end = chunks.end.min(self.blob.size());
+        Self {
+            chunks: chunks.start.min(end)..end,
+            ..self
+        }
+    }
+
+    /// The bytes that are to be fetched of these blocks.
+    fn bytes_of(&self, blocks: &Range<u64>) -> Range<u64> {
+        let from = blocks.start * BLOCK_BYTES;
+        let until = (blocks.end * BLOCK_BYTES).min(self.blob.size());
+        // Seals are those of whole blocks.
+        if self.is_wanted_whole.load(Ordering::Relaxed) || self.copy.knows_zeros() {
+            return from..until;
+        }
+        let within = from.max(self.chunks.start)..until.min(self.chunks.end);
+        match within.is_empty() {
+            true => from..until,
+            false => within,
+        }
+    }
+
+    /// From now on all of the blob is wanted: blocks of which only a part is here are not here.
+    pub fn want_whole(&self) {
+        self.is_wanted_whole.store(true, Ordering::Relaxed);
+        // What is missing of the blocks at its ends begins there.
+        let first = self.chunks.start - self.chunks.start % BLOCK_BYTES;
+        let outside = [first, self.chunks.end];
+        let lacking = outside.into_iter().filter(|&at| {
+            let is_missing = || !self.copy.has_bytes_at(at);
+            !self.chunks.contains(&at) && at < self.blob.size() && is_missing()
+        });
+        for at in lacking {
+            self.forget(&(at..at + 1));
+        }
     }
 
     pub fn layer(&self) -> Digest {
@@ -182,7 +220,7 @@ impl Remote {
     /// `wanted` and what is lacking around it, out to places that are multiples of `worth`: what comes in the time that
     /// asking for it later would cost.
     fn around(&self, blocks: &Blocks, wanted: &Range<u64>, worth: u64) -> Range<u64> {
-        let end = self.chunks_end.div_ceil(BLOCK_BYTES);
+        let end = self.chunks.end.div_ceil(BLOCK_BYTES);
         let is_lacking = |block: &u64| {
             blocks.is_present(*block) != Some(true) && blocks.flight(*block).is_none()
         };
@@ -196,7 +234,7 @@ impl Remote {
     /// Somebody reads these bytes: has what comes next brought, if that can be told.
     pub fn read_ahead(self: &Arc<Self>, bytes: &Range<u64>, fetcher: &Fetcher) {
         if let Some(ahead) = self.ahead.read(bytes) {
-            let until = ahead.end.min(self.chunks_end);
+            let until = ahead.end.min(self.chunks.end);
             self.fetch_ahead(ahead.start..until, Why::ReadAhead, fetcher);
         }
     }
@@ -248,13 +286,22 @@ impl Remote {
         }
         let looked: Vec<_> = unknown
             .into_iter()
-            .map(|block| (block, self.copy.has(block)))
+            .map(|block| (block, self.seems_here(block)))
             .collect();
         let mut blocks = self.blocks.lock();
         for (block, is_present) in looked {
             if blocks.is_present(block).is_none() {
                 blocks.set(block, is_present);
             }
+        }
+    }
+
+    fn seems_here(&self, block: u64) -> bool {
+        match self.copy.knows_zeros() {
+            true => self.copy.has(block),
+            false => self
+                .copy
+                .has_bytes_at(self.bytes_of(&(block..block + 1)).start),
         }
     }
 

@@ -1,31 +1,32 @@
-//! Room for large chunks: packed and plain they take megabytes each, and a machine has few cores to decode them anyway.
+//! Room for work that takes memory or a core for a while: large chunks that are decoded, tables that are parsed.
 
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Large chunks that are decoded at a time.
-const PLACES: usize = 4;
-
 /// A few places.
-pub(super) struct Room {
+pub struct Room {
     free: Mutex<usize>,
     left: Condvar,
 }
 
 /// A place, until it is dropped.
-pub(super) struct Place<'a>(&'a Room);
+pub struct Place<'a>(&'a Room);
 
-impl Default for Room {
-    fn default() -> Self {
+impl Room {
+    /// So many can be in it at a time.
+    pub fn with_places(places: usize) -> Self {
         Self {
-            free: Mutex::new(PLACES),
+            free: Mutex::new(places),
             left: Condvar::new(),
         }
     }
-}
 
-impl Room {
+    /// One for each core.
+    pub fn of_cores() -> Self {
+        Self::with_places(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
     /// Waits for a place; `None` at the deadline.
     pub fn enter(&self, deadline: Instant) -> Option<Place<'_>> {
         let mut free = self.free.lock();
@@ -54,9 +55,9 @@ mod tests {
 
     #[test]
     fn who_finds_no_place_waits_until_one_is_left_or_until_the_deadline() {
-        let room = Room::default();
+        let room = Room::with_places(3);
         let soon = Instant::now() + Duration::from_secs(30);
-        let mut places: Vec<_> = (0..PLACES).map(|_| room.enter(soon)).collect();
+        let mut places: Vec<_> = (0..3).map(|_| room.enter(soon)).collect();
         assert!(places.iter().all(Option::is_some));
         assert!(room.enter(Instant::now()).is_none());
         std::thread::scope(|scope| {

@@ -1,5 +1,4 @@
-//! The life of an opened image, from one mount to the next: what is read is recorded, kept in the store, and fetched ahead the
-//! next time.
+//! The life of an opened image, from one mount to the next: what is read is recorded and kept in the store.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -27,14 +26,11 @@ const FIRST_SAVE: Duration = Duration::from_secs(1);
 /// Later it is kept so often.
 const LAST_SAVE: Duration = Duration::from_secs(60);
 
-/// Chunks of a profile that are fetched ahead at most.
-const CHUNKS_LIMIT: usize = 1 << 20;
-
 /// What a mount does besides answering.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Fetch ahead what was read the last times, and record what is read now.
-    pub uses_profile: bool,
+    /// Record what is read now, for the next mount.
+    pub records_profile: bool,
     /// Fetch the rest when nobody reads.
     pub completes: bool,
 }
@@ -58,7 +54,7 @@ struct Shared {
     reads: Arc<Reads>,
     subject: Subject,
     since: Instant,
-    uses_profile: bool,
+    records_profile: bool,
     is_over: AtomicBool,
     kept: Mutex<Kept>,
 }
@@ -87,7 +83,7 @@ impl History {
                 manifest,
             },
             since: Instant::now(),
-            uses_profile: plan.uses_profile,
+            records_profile: plan.records_profile,
             is_over: AtomicBool::new(false),
             kept: Mutex::new(Kept {
                 pieces: 0,
@@ -99,9 +95,6 @@ impl History {
         let mut threads = Vec::new();
         let records = Arc::clone(&shared);
         threads.extend(started("history", move || {
-            if records.uses_profile {
-                records.replay();
-            }
             let mut pause = FIRST_SAVE;
             while is_over.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                 records.keep(false);
@@ -174,27 +167,6 @@ pub fn profile(store: &Store, manifest: Digest) -> Option<Profile> {
 }
 
 impl Shared {
-    /// Has fetched what the profile says, or, where nobody has read the image yet, what its builder thought of. Files and parts that the image does not have are passed over.
-    fn replay(&self) {
-        let Some(profile) = profile(&self.store, self.subject.manifest) else {
-            return self.chunks.prefetch(&self.chunks.leads());
-        };
-        let mut seen = HashSet::new();
-        let mut wanted = Vec::new();
-        for part in profile.lively() {
-            let Some(id) = found(&self.image, &part.path) else {
-                continue;
-            };
-            for chunk in self.image.chunks_of(id, &part.bytes) {
-                if wanted.len() < CHUNKS_LIMIT && seen.insert(chunk) {
-                    wanted.push(chunk);
-                }
-            }
-        }
-        tracing::debug!("profile: {} chunks are fetched ahead", wanted.len());
-        self.chunks.prefetch(&wanted);
-    }
-
     /// Keeps what was read, if there is something new; statistics, for which every name is looked at, at the end only.
     fn keep(&self, is_last: bool) {
         let pieces = self.reads.pieces();
@@ -222,7 +194,7 @@ impl Shared {
     }
 
     fn keep_profile(&self, is_first: bool) -> std::io::Result<()> {
-        if !self.uses_profile {
+        if !self.records_profile {
             return Ok(());
         }
         let manifest = self.subject.manifest;

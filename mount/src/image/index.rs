@@ -5,7 +5,7 @@ use std::error::Error;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -68,6 +68,9 @@ const SQUASHFS_LAYER: &str = "application/vnd.sylabs.image.layer.v1.squashfs";
 /// Metadata of a squashfs is read in pieces of this size, so many of which are kept: inodes and names are read side by side.
 const WINDOW_BYTES: u64 = 1 << 20;
 const WINDOWS: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
+
+/// Longer than any table takes to be parsed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the index of a layer is not used.
 pub(super) type Unusable = Box<dyn Error + Send + Sync>;
@@ -206,12 +209,12 @@ impl Opener<'_> {
         layer: &Descriptor,
         index: &Index,
     ) -> Result<Option<Table>, OpenError> {
-        let mut writer = TableWriter::in_directory(&self.store.scratch())
-            .map_err(|source| self.unwritable(source))?;
+        let mut writer = TableWriter::in_directory(&self.store.scratch());
         let read = match index {
             Index::ZstdChunked(toc) => {
                 let packed = self.range(layer, toc.place())?;
-                zstd_chunked::table(toc, &packed, layer.size, &mut writer).map_err(Unusable::from)
+                self.parsed(|| zstd_chunked::table(toc, &packed, layer.size, &mut writer))
+                    .map_err(Unusable::from)
             }
             Index::Estargz(promised) => self.estargz(layer, *promised, &mut writer)?,
             Index::Soci { ztoc, trust } => self.soci(layer, ztoc, *trust, &mut writer)?,
@@ -231,6 +234,12 @@ impl Opener<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// What `parse` gives, when a core is free for it. Who waits in vain goes ahead.
+    fn parsed<T>(&self, parse: impl FnOnce() -> T) -> T {
+        let _place = self.cores.enter(Instant::now() + PATIENCE);
+        parse()
     }
 
     /// By the end of the blob, in which nearly always the whole table of contents lies.
@@ -259,7 +268,7 @@ impl Opener<'_> {
             Some(at) => tail.slice(at as usize..(place.end - from) as usize),
             None => self.range(layer, place)?,
         };
-        let table = estargz::table(promised, footer, &packed, writer);
+        let table = self.parsed(|| estargz::table(promised, footer, &packed, writer));
         Ok(table.map_err(|err: EstargzError| err.into()))
     }
 
@@ -279,14 +288,15 @@ impl Opener<'_> {
             .into()));
         }
         let bytes = self.range(ztoc, 0..ztoc.size)?;
-        if Digest::of(&bytes) != ztoc.digest {
+        if self.parsed(|| Digest::of(&bytes)) != ztoc.digest {
             return Ok(Err(format!(
                 "the bytes of zTOC {} do not match its digest",
                 ztoc.digest
             )
             .into()));
         }
-        Ok(soci::table(&bytes, layer.size, trust, writer).map_err(Unusable::from))
+        let table = self.parsed(|| soci::table(&bytes, layer.size, trust, writer));
+        Ok(table.map_err(Unusable::from))
     }
 
     /// By its own tables, at `place` in the layer.

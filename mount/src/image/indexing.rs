@@ -6,7 +6,7 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use super::layers::{Layer, Readiness};
+use super::layers::{DiffId, Layer, Readiness};
 use super::open::{Description, LAYERS_AT_ONCE, OnProgress, OpenError, Opener, Options, Progress};
 use crate::digest::Digest;
 use crate::layer::inflate::{Compression, sniffed};
@@ -65,7 +65,11 @@ pub fn index(
                 return Ok(());
             };
             let (descriptor, diff_id) = (&layers[place], description.config.diff_ids[place]);
-            let layer = Layer::new(descriptor, diff_id, opener.promised(descriptor))?;
+            let layer = Layer::new(
+                descriptor,
+                DiffId::Known(diff_id),
+                opener.promised(descriptor),
+            )?;
             let outcome = opener.indexed(&layer, plan, &ready, progress)?;
             outcomes.lock()[place] = Some(outcome);
         }
@@ -119,7 +123,7 @@ impl Opener<'_> {
         let packed = io::Cursor::new(first).chain(packed);
         let scratch = self.store.scratch();
         let indexed = soci::indexed(
-            layer.blueprint(),
+            layer.blueprint()?,
             packed,
             plan.spacing,
             plan.shares,

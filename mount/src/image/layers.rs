@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::index::{self, Index, Unusable};
-use super::open::{Description, OnProgress, OpenError, Opener, Progress};
+use super::open::{Named, OnProgress, OpenError, Opener, Progress};
 use crate::digest::Digest;
 use crate::fetch::{LayerChunks, Origin, PackedCopy, Restream, Resumed};
 use crate::layer::estargz;
@@ -22,16 +22,34 @@ use crate::store::{Draft, Name};
 /// A layer as the manifest and the config describe it.
 pub(super) struct Layer<'a> {
     pub descriptor: &'a Descriptor,
-    diff_id: Digest,
+    diff_id: DiffId<'a>,
     /// What makes it seekable; without one it is a tar stream, compressed or not, that is streamed once.
     index: Option<Index>,
+}
+
+/// The digest of a layer's plain bytes.
+#[derive(Clone, Copy)]
+pub(super) enum DiffId<'a> {
+    Known(Digest),
+    /// The one at this place in a config that is still on its way; there are none if that does not come.
+    Awaited(&'a OnceLock<Vec<Digest>>, usize),
+}
+
+impl DiffId<'_> {
+    /// Waits for it.
+    fn get(self) -> Option<Digest> {
+        match self {
+            Self::Known(digest) => Some(digest),
+            Self::Awaited(all, place) => all.wait().get(place).copied(),
+        }
+    }
 }
 
 impl<'a> Layer<'a> {
     /// A layer with the index that was promised for it, if that can be used.
     pub fn new(
         descriptor: &'a Descriptor,
-        diff_id: Digest,
+        diff_id: DiffId<'a>,
         promised: Result<Option<Index>, Unusable>,
     ) -> Result<Self, OpenError> {
         let layer = descriptor.digest;
@@ -58,12 +76,18 @@ impl<'a> Layer<'a> {
         self.index.is_some()
     }
 
-    pub fn blueprint(&self) -> Blueprint {
-        Blueprint {
-            layer: self.digest(),
+    /// What it must be when all of it has come.
+    pub fn blueprint(&self) -> Result<Blueprint, OpenError> {
+        let layer = self.digest();
+        let unknown = || OpenError::Format {
+            layer,
+            problem: "the image's configuration, which names its diffID, cannot be had".into(),
+        };
+        Ok(Blueprint {
+            layer,
             packed_len: self.descriptor.size,
-            diff_id: self.diff_id,
-        }
+            diff_id: self.diff_id.get().ok_or_else(unknown)?,
+        })
     }
 }
 
@@ -110,12 +134,44 @@ pub(super) fn unreadable(descriptor: &Descriptor) -> Option<String> {
 #[derive(Default)]
 pub(super) struct Readiness {
     layers: Mutex<Vec<Arc<LayerChunks>>>,
+    changed: Condvar,
     compressors: OnceLock<Compressors>,
     /// Set when one layer has failed: the others need not go on.
     pub is_in_vain: Arc<AtomicBool>,
+    /// Whether a table was made that the store did not have, so that it has no tree of it either.
+    has_news: AtomicBool,
 }
 
 impl Readiness {
+    fn add(&self, layer: LayerChunks, is_new: bool) {
+        self.has_news.fetch_or(is_new, Ordering::Relaxed);
+        self.layers.lock().push(Arc::new(layer));
+        self.changed.notify_all();
+    }
+
+    /// Wakes those who wait: nothing more will come.
+    pub fn give_up(&self) {
+        self.is_in_vain.store(true, Ordering::Relaxed);
+        // So that nobody is between looking and waiting.
+        drop(self.layers.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits until the layer of this blob is ready and a table was made that is new; until then nothing is worth merging.
+    /// `None` if nothing came of it, or nothing is new although all `of` layers are ready.
+    pub fn awaited(&self, digest: Digest, of: usize) -> Option<Arc<LayerChunks>> {
+        let mut layers = self.layers.lock();
+        loop {
+            let has_news = self.has_news.load(Ordering::Relaxed);
+            let found = layers.iter().find(|layer| layer.table().layer() == digest);
+            match found.cloned() {
+                Some(layer) if has_news => return Some(layer),
+                _ if self.is_in_vain.load(Ordering::Relaxed) || layers.len() >= of => return None,
+                _ => self.changed.wait(&mut layers),
+            }
+        }
+    }
+
     /// The layer of this blob, once [`Opener::make_ready`] has seen to it.
     pub fn layer(&self, digest: Digest) -> Option<Arc<LayerChunks>> {
         self.layers
@@ -129,17 +185,13 @@ impl Readiness {
 impl Opener<'_> {
     /// Gives layers without an index of their own the one that a SOCI index has for them, if any of them needs it. Gives the
     /// digest of the SOCI index.
-    pub(super) fn add_soci(
-        &self,
-        description: &Description,
-        layers: &mut [Layer<'_>],
-    ) -> Option<Digest> {
+    pub(super) fn add_soci(&self, named: &Named, layers: &mut [Layer<'_>]) -> Option<Digest> {
+        let may_have_one = soci::promised(&named.manifest).is_some() || self.options.soci_v1;
         let needs = |layer: &Layer<'_>| layer.index.is_none() && self.kept(layer).is_none();
-        if !layers.iter().any(needs) {
+        if !may_have_one || !layers.iter().any(needs) {
             return None;
         }
-        let manifest = &description.manifest;
-        let (digest, index, trust) = self.soci_index(description.manifest_digest, manifest)?;
+        let (digest, index, trust) = self.soci_index(named.digest, &named.manifest)?;
         for layer in layers.iter_mut().filter(|layer| layer.index.is_none()) {
             let ztoc = soci::ztoc(&index, layer.digest()).cloned();
             layer.index = ztoc.map(|ztoc| Index::Soci { ztoc, trust });
@@ -155,7 +207,7 @@ impl Opener<'_> {
         progress: &OnProgress,
     ) -> Result<(), OpenError> {
         let kept = self.kept(layer).or_else(|| self.accepted(layer));
-        let digest = layer.digest();
+        let (digest, is_new) = (layer.digest(), kept.is_none());
         let (table, native) = match (kept, &layer.index) {
             (Some(kept), _) => {
                 tracing::debug!("layer {digest}: in the store");
@@ -172,13 +224,10 @@ impl Opener<'_> {
             (None, None) => self.streamed(layer, ready, progress)?,
         };
         let origin = match native {
-            Some(file) => Origin::Native(file, self.restream(layer)),
+            Some(file) => Origin::Native(file, self.restream(layer)?),
             None => self.seekable(layer)?,
         };
-        ready
-            .layers
-            .lock()
-            .push(Arc::new(LayerChunks::new(Arc::new(table), origin)));
+        ready.add(LayerChunks::new(Arc::new(table), origin), is_new);
         Ok(())
     }
 
@@ -190,7 +239,7 @@ impl Opener<'_> {
         let streamed = || {
             let native = self.store.native(digest)?;
             let footer = Footer::of(&native).ok()??;
-            let is_ours = footer.diff_id() == layer.diff_id;
+            let is_ours = layer.diff_id.get() == Some(footer.diff_id());
             Some((is_ours.then(|| self.store.table(digest))??, Some(native)))
         };
         let indexed = || {
@@ -210,7 +259,7 @@ impl Opener<'_> {
         let theirs = self.store.strangers_table(layer.digest())?;
         let native = self.store.native(layer.digest())?;
         let scratch = self.store.scratch();
-        match accepted(layer.blueprint(), &theirs, &native, &scratch) {
+        match accepted(layer.blueprint().ok()?, &theirs, &native, &scratch) {
             Ok(writer) => Some((self.sealed(layer.digest(), writer).ok()?, Some(native))),
             Err(err) => {
                 tracing::warn!(layer = %layer.digest(), error = %err, "another user's layer is not used");
@@ -220,11 +269,11 @@ impl Opener<'_> {
     }
 
     /// How the layer is streamed again when its native file turns out to be damaged.
-    fn restream(&self, layer: &Layer<'_>) -> Restream {
-        let blueprint = layer.blueprint();
+    fn restream(&self, layer: &Layer<'_>) -> Result<Restream, OpenError> {
+        let blueprint = layer.blueprint()?;
         let blob = self.blob(layer.descriptor);
         let store = Arc::clone(self.store);
-        Box::new(move || {
+        Ok(Box::new(move || {
             let draft = store.draft()?;
             let compressors = Compressors::start();
             let mut table = convert(
@@ -240,7 +289,7 @@ impl Opener<'_> {
             // mount should find two files that belong together.
             store.sealed_with(Name::Table(layer), |to| table.finish(layer, to))?;
             Ok(native)
-        })
+        }))
     }
 
     fn seekable(&self, layer: &Layer<'_>) -> Result<Origin, OpenError> {
@@ -322,7 +371,7 @@ impl Opener<'_> {
         let packed = self.counted(layer, ready, progress)?;
         let file = draft.file().map_err(|source| self.unwritable(source))?;
         let converted = convert(
-            layer.blueprint(),
+            layer.blueprint()?,
             Box::new(packed),
             file,
             scratch,

@@ -1,6 +1,7 @@
 //! The file system, without FUSE: an image's tree with the bytes of its files.
 
 mod additions;
+mod ahead;
 mod attributes;
 pub mod history;
 pub mod index;
@@ -10,6 +11,7 @@ pub mod open;
 pub mod outlook;
 mod path;
 pub mod profile;
+pub mod program;
 pub mod prometheus;
 mod proof;
 mod read;
@@ -18,6 +20,8 @@ pub mod share;
 pub mod stats;
 
 use std::sync::{Arc, OnceLock};
+
+use crossbeam_channel::Sender;
 
 use crate::fetch::ChunkSource;
 use crate::layer::table::Table;
@@ -40,6 +44,8 @@ pub struct Image {
     additions: Additions,
     proven: Proven,
     reads: OnceLock<Arc<Reads>>,
+    /// Who wants to know of programs that begin to be read.
+    programs: OnceLock<Sender<NodeId>>,
 }
 
 /// Places in a directory from here on count its additions; below, the tree's names.
@@ -56,12 +62,18 @@ impl Image {
             additions,
             proven: Proven::default(),
             reads: OnceLock::new(),
+            programs: OnceLock::new(),
         }
     }
 
     /// Has `reads` remember what is read from now on; the first call counts.
     pub fn remember(&self, reads: &Arc<Reads>) {
         let _ = self.reads.set(Arc::clone(reads));
+    }
+
+    /// Has told, from now on, of programs and libraries that begin to be read; the first call counts.
+    fn tell_of_programs(&self, programs: Sender<NodeId>) {
+        let _ = self.programs.set(programs);
     }
 
     /// What was sealed, without additions.

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -11,11 +10,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::Image;
-use super::layers::{Layer, Readiness};
+use super::layers::{DiffId, Layer, Readiness};
+use super::{Image, ahead};
 use crate::blob::{Blob, BlobError, MemoryBlob, OfflineBlob};
 use crate::digest::Digest;
-use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits};
+use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits, Room};
 use crate::layer::native::ConvertError;
 use crate::layer::soci;
 use crate::layer::squashfs::SquashfsError;
@@ -25,7 +24,7 @@ use crate::registry;
 use crate::source::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
 use crate::source::{self, Source, SourceError};
 use crate::store::{self, ImageRecord, Lease, Name, Store};
-use crate::tree::{self, MergeError, Tree, TreeError};
+use crate::tree::{MergeError, Merger, Tree, TreeError};
 
 /// Layers that stream at once: enough to fill the network while two of them wait for a disk, few enough that
 /// their buffers stay within the memory we promise.
@@ -197,38 +196,75 @@ pub fn open(
     store: &Arc<Store>,
     progress: &OnProgress,
 ) -> Result<Opened, OpenError> {
-    open_with(reference, options, store, progress, &|_, _| None)
+    opened(Opener::new(reference, options, store)?, progress, None)
 }
 
 /// A layer of the caller's own for the top of an image, which it may look into: a tar stream, or none. The same image should be
 /// given the same bytes, because the store keeps what becomes of them.
 pub type OnTop<'a> = dyn Fn(&Image, &Description) -> Option<Vec<u8>> + 'a;
 
-/// The same as [`open`], with what `on_top` gives as one more layer.
-pub fn open_with(
+/// What goes with an image that programs will see.
+pub struct ForPrograms<'a> {
+    /// One more layer.
+    pub on_top: &'a OnTop<'a>,
+    /// Where the image is, if [`identify`] asked there.
+    pub source: Option<Source>,
+}
+
+/// The same for an image that programs will see. What they will read is fetched ahead from the first moment on, unless `options`
+/// say no.
+pub fn open_for_programs(
     reference: &Reference,
     options: &Options,
     store: &Arc<Store>,
     progress: &OnProgress,
-    on_top: &OnTop<'_>,
+    with: ForPrograms<'_>,
 ) -> Result<Opened, OpenError> {
+    let opener = match with.source {
+        Some(source) => Opener::at(source, reference, options, store),
+        None => Opener::new(reference, options, store)?,
+    };
+    opened(opener, progress, Some(with.on_top))
+}
+
+fn opened(
+    mut opener: Opener<'_>,
+    progress: &OnProgress,
+    for_programs: Option<&OnTop<'_>>,
+) -> Result<Opened, OpenError> {
+    let (options, store) = (opener.options, opener.store);
     tracing::debug!("store: {}", store.directory().display());
-    let mut opener = Opener::new(reference, options, store)?;
-    let description = opener.description()?;
-    let (mut layers, soci_index) = opener.layers(&description, progress)?;
-    let (mut key, tree) = opener.tree(&layers)?;
+    let named = opener.named()?;
+    let Layers {
+        mut layers,
+        config,
+        soci_index,
+        mut merged,
+    } = opener.layers(&named, progress)?;
+    let description = named.with(config);
+    let (mut key, tree) = opener.tree(&layers, &mut merged)?;
     let mut tree_below = None;
-    let (mut image, mut chunks) = opener.readable(tree, &layers);
-    if let Some(tar) = on_top(&image, &description) {
-        layers.push(opener.layer_on_top(tar)?);
+    let mut chunks = opener.chunks(&layers);
+    let mut image = readable(tree, &chunks);
+    let is_fetched_ahead = for_programs.is_some() && !options.no_profile && !options.offline;
+    // It goes on for the image with another layer.
+    let is_new =
+        is_fetched_ahead && ahead::begin(store, description.manifest_digest, &image, &chunks);
+    if let Some(tar) = for_programs.and_then(|on_top| on_top(&image, &description)) {
+        let layer = opener.layer_on_top(tar)?;
+        layers.push(Arc::clone(&layer));
         tree_below = Some(key);
         let tree;
-        (key, tree) = opener.tree(&layers)?;
-        (image, chunks) = opener.readable(tree, &layers);
+        (key, tree) = opener.tree(&layers, &mut merged)?;
+        chunks = Arc::new(chunks.with_layer(layer));
+        image = readable(tree, &chunks);
+    }
+    if is_new {
+        ahead::watch(&image, &chunks);
     }
     let tables = image.tables();
     let record = ImageRecord {
-        reference: reference.to_string(),
+        reference: opener.reference.to_string(),
         manifest: description.manifest_digest,
         documents: [description.top, description.manifest.config.digest]
             .into_iter()
@@ -249,13 +285,49 @@ pub fn open_with(
     })
 }
 
-/// The documents of the image that `reference` names, and nothing else of it: enough to tell which image that is.
+/// The digest of the manifest of the image that `reference` names; nothing else of the image is asked for. With the place that was
+/// asked, if one was: who goes on to open the image need not connect again.
 pub fn identify(
     reference: &Reference,
     options: &Options,
     store: &Arc<Store>,
-) -> Result<Description, OpenError> {
-    Opener::new(reference, options, store)?.description()
+) -> Result<(Digest, Option<Source>), OpenError> {
+    let opener = Opener::new(reference, options, store)?;
+    let digest = opener.named()?.digest;
+    let asked = opener.source.is_connected().then_some(opener.source);
+    Ok((digest, asked))
+}
+
+/// What a reference means.
+pub(super) struct Named {
+    /// What it names: an index or the manifest.
+    pub top: Digest,
+    /// The chosen manifest.
+    pub digest: Digest,
+    pub manifest: Manifest,
+}
+
+impl Named {
+    fn with(self, config: ImageConfig) -> Description {
+        Description {
+            top: self.top,
+            manifest_digest: self.digest,
+            manifest: self.manifest,
+            config,
+        }
+    }
+}
+
+type ReadyLayers = (Vec<Arc<LayerChunks>>, Option<Digest>, Merged);
+
+/// All that a tree is made of.
+struct Layers {
+    /// Bottom first, readable.
+    layers: Vec<Arc<LayerChunks>>,
+    config: ImageConfig,
+    /// The SOCI index by which some of the layers are read.
+    soci_index: Option<Digest>,
+    merged: Merged,
 }
 
 pub(super) struct Opener<'a> {
@@ -263,6 +335,8 @@ pub(super) struct Opener<'a> {
     pub(super) options: &'a Options,
     pub(super) store: &'a Arc<Store>,
     source: Source,
+    /// For those who parse tables, so that the largest is not the last.
+    pub(super) cores: Room,
     /// A layer that no manifest names.
     on_top: Option<Arc<MemoryBlob>>,
 }
@@ -274,34 +348,53 @@ impl<'a> Opener<'a> {
         store: &'a Arc<Store>,
     ) -> Result<Self, OpenError> {
         let source = Source::open(reference, &options.registry)?;
-        Ok(Self {
+        Ok(Self::at(source, reference, options, store))
+    }
+
+    fn at(
+        source: Source,
+        reference: &'a Reference,
+        options: &'a Options,
+        store: &'a Arc<Store>,
+    ) -> Self {
+        Self {
             reference,
             options,
             store,
             source,
+            cores: Room::of_cores(),
             on_top: None,
-        })
+        }
     }
 
     pub(super) fn description(&self) -> Result<Description, OpenError> {
+        let named = self.named()?;
+        let config = self.config_of(&named.manifest)?;
+        Ok(named.with(config))
+    }
+
+    pub(super) fn named(&self) -> Result<Named, OpenError> {
         let top = self.resolved()?;
         let platform = &self.options.registry.platform;
         let chosen = source::image(top, platform, |digest| self.document(digest))?;
-        let config = ImageConfig::parse(self.config(&chosen.manifest.config)?)
+        Ok(Named {
+            top,
+            digest: chosen.digest,
+            manifest: chosen.manifest,
+        })
+    }
+
+    fn config_of(&self, manifest: &Manifest) -> Result<ImageConfig, OpenError> {
+        let config = ImageConfig::parse(self.config(&manifest.config)?)
             .map_err(|source| self.unusable(source))?;
-        let (layers, diff_ids) = (chosen.manifest.layers.len(), config.diff_ids.len());
+        let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
         if layers != diff_ids {
             return Err(self.unusable(ManifestError::Malformed {
                 what: "the config",
                 problem: format!("it names {diff_ids} layers, the manifest {layers}"),
             }));
         }
-        Ok(Description {
-            top,
-            manifest_digest: chosen.digest,
-            manifest: chosen.manifest,
-            config,
-        })
+        Ok(config)
     }
 
     fn unusable(&self, source: ManifestError) -> OpenError {
@@ -329,9 +422,27 @@ impl<'a> Opener<'a> {
             let object = format!("what {name} means");
             return Err(SourceError::Blob(BlobError::Offline { object }).into());
         }
-        let digest = self.source.resolve()?;
+        let digest = match self.store.tag(&name, Duration::MAX) {
+            Some(_) => self.source.resolve()?,
+            None => return self.resolved_anew(&name),
+        };
         tracing::debug!("{name}: {digest}");
         self.store.remember_tag(&name, digest);
+        Ok(digest)
+    }
+
+    /// What was never heard of has to be fetched anyway; by one of many processes that want it at once.
+    fn resolved_anew(&self, name: &str) -> Result<Digest, OpenError> {
+        let _turn = self.store.turn(Digest::of(name.as_bytes()), &|| false);
+        if let Some(digest) = self.remembered(name) {
+            tracing::debug!("{name}: {digest}, as another process was told just now");
+            return Ok(digest);
+        }
+        let digest = self.source.resolve_anew()?;
+        tracing::debug!("{name}: {digest}");
+        // It came along; those who find the name find it, too.
+        self.document(digest)?;
+        self.store.remember_tag(name, digest);
         Ok(digest)
     }
 
@@ -431,28 +542,59 @@ impl<'a> Opener<'a> {
         self.source.blob(descriptor)
     }
 
-    /// All layers, readable, and the digest of the SOCI index by which some of them are. Those that must be streamed start
+    /// All layers, and the config, which comes meanwhile.
+    fn layers(&self, named: &Named, progress: &OnProgress) -> Result<Layers, OpenError> {
+        let (diff_ids, ready) = (OnceLock::new(), Readiness::default());
+        let config = || {
+            let tells = Tells(&diff_ids);
+            let config = self.config_of(&named.manifest);
+            if let Ok(config) = &config {
+                let _ = diff_ids.set(config.diff_ids.clone());
+            }
+            drop(tells);
+            config.inspect_err(|_| ready.give_up())
+        };
+        thread::scope(|scope| {
+            let config = scope.spawn(config);
+            let layers = self.layers_of(named, &diff_ids, &ready, progress);
+            let config = config.join().expect("it does not panic")?;
+            let (layers, soci_index, merged) = layers?;
+            Ok(Layers {
+                layers,
+                config,
+                soci_index,
+                merged,
+            })
+        })
+    }
+
+    /// All layers, the SOCI index by which some of them are read, and what is merged of them. Those that must be streamed start
     /// with the largest.
-    fn layers(
+    fn layers_of(
         &self,
-        description: &Description,
+        named: &Named,
+        diff_ids: &OnceLock<Vec<Digest>>,
+        ready: &Readiness,
         progress: &OnProgress,
-    ) -> Result<(Vec<Arc<LayerChunks>>, Option<Digest>), OpenError> {
-        let mut layers: Vec<Layer<'_>> = description
+    ) -> Result<ReadyLayers, OpenError> {
+        let mut layers: Vec<Layer<'_>> = named
             .manifest
             .layers
             .iter()
-            .zip(&description.config.diff_ids)
-            .map(|(descriptor, &diff_id)| {
+            .enumerate()
+            .map(|(place, descriptor)| {
+                let diff_id = DiffId::Awaited(diff_ids, place);
                 Layer::new(descriptor, diff_id, self.promised(descriptor))
             })
             .collect::<Result<_, _>>()?;
-        let soci_index = self.add_soci(description, &mut layers);
+        let soci_index = self.add_soci(named, &mut layers);
+        let order: Vec<Digest> = layers.iter().map(|layer| layer.descriptor.digest).collect();
         let mut queue: Vec<&Layer<'_>> = layers.iter().collect();
         queue.sort_by_key(|layer| layer.descriptor.size);
         // The same layer twice in an image is one piece of work.
         let mut seen = BTreeSet::new();
         queue.retain(|layer| seen.insert(layer.descriptor.digest));
+        let distinct = queue.len();
 
         // Tables come all at once, as far as connections reach; they are not to wait for a layer that streams.
         let (seekable, whole): (Vec<_>, Vec<_>) =
@@ -460,36 +602,44 @@ impl<'a> Opener<'a> {
         let connections = self.options.registry.connections.max(1);
         let queues = [(seekable, connections), (whole, LAYERS_AT_ONCE)]
             .map(|(queue, threads)| (threads.min(queue.len()), Mutex::new(queue)));
-        let ready = Readiness::default();
         let failure = Mutex::new(None);
         let work = |queue: &Mutex<Vec<&Layer<'_>>>| {
             while failure.lock().is_none() {
                 let Some(layer) = queue.lock().pop() else {
                     break;
                 };
-                if let Err(err) = self.make_ready(layer, &ready, progress) {
-                    failure.lock().get_or_insert(err);
-                    ready.is_in_vain.store(true, Ordering::Relaxed);
+                let vain = InVain(ready);
+                match self.make_ready(layer, ready, progress) {
+                    Ok(()) => std::mem::forget(vain),
+                    Err(err) => {
+                        failure.lock().get_or_insert(err);
+                    }
                 }
             }
         };
+        let mut merged = Merged::default();
         thread::scope(|scope| {
             for (threads, queue) in &queues {
                 for _ in 0..*threads {
                     scope.spawn(|| work(queue));
                 }
             }
-        });
-        match failure.into_inner() {
-            Some(err) => Err(err),
-            None => {
-                let layers = layers
-                    .iter()
-                    .map(|layer| ready.layer(layer.descriptor.digest))
-                    .map(|layer| layer.expect("no layer failed, so all are ready"));
-                Ok((layers.collect(), soci_index))
+            // Meanwhile those that are ready are merged.
+            for &layer in &order {
+                let Some(layer) = ready.awaited(layer, distinct) else {
+                    break;
+                };
+                merged.add(layer.table());
             }
+        });
+        if let Some(err) = failure.into_inner() {
+            return Err(err);
         }
+        let layers = layers
+            .iter()
+            .map(|layer| ready.layer(layer.descriptor.digest))
+            .map(|layer| layer.expect("no layer failed, so all are ready"));
+        Ok((layers.collect(), soci_index, merged))
     }
 
     /// A layer of which we have the tar stream.
@@ -504,7 +654,8 @@ impl<'a> Opener<'a> {
             platform: None,
         };
         self.on_top = Some(Arc::new(blob));
-        let layer = Layer::new(&descriptor, descriptor.digest, Ok(None))?;
+        let diff_id = DiffId::Known(descriptor.digest);
+        let layer = Layer::new(&descriptor, diff_id, Ok(None))?;
         let ready = Readiness::default();
         let silence: OnProgress = Arc::new(|_| {});
         self.make_ready(&layer, &ready, &silence)?;
@@ -513,23 +664,21 @@ impl<'a> Opener<'a> {
             .expect("it was made ready just now"))
     }
 
-    fn readable(&self, tree: Tree, layers: &[Arc<LayerChunks>]) -> (Arc<Image>, Arc<Chunks>) {
+    fn chunks(&self, layers: &[Arc<LayerChunks>]) -> Arc<Chunks> {
         let limits = Limits {
             connections: self.options.registry.connections,
             timeout: self.options.registry.timeout,
         };
-        let tables = layers
-            .iter()
-            .map(|layer| Arc::clone(layer.table()))
-            .collect();
-        let chunks = Arc::new(Chunks::new(layers.to_vec(), limits));
-        let source = Arc::clone(&chunks) as Arc<dyn ChunkSource>;
-        (Arc::new(Image::new(tree, tables, source)), chunks)
+        Arc::new(Chunks::new(layers.to_vec(), limits))
     }
 
-    /// The merged tree and its name, from the store or made now.
-    fn tree(&self, layers: &[Arc<LayerChunks>]) -> Result<(Digest, Tree), OpenError> {
-        let tables: Vec<&Table> = layers.iter().map(|layer| &**layer.table()).collect();
+    /// The merged tree and its name, from the store or made now; the first of the layers may be in `merged` already.
+    fn tree(
+        &self,
+        layers: &[Arc<LayerChunks>],
+        merged: &mut Merged,
+    ) -> Result<(Digest, Tree), OpenError> {
+        let tables: Vec<&Arc<Table>> = layers.iter().map(|layer| layer.table()).collect();
         let digests: Vec<Digest> = tables.iter().map(|table| table.layer()).collect();
         let keys: Vec<Digest> = tables.iter().map(|table| table.key()).collect();
         let key = store::tree_key(&keys);
@@ -540,10 +689,16 @@ impl<'a> Opener<'a> {
             return Ok((key, tree));
         }
         tracing::debug!("tree of {} layers: merged now", digests.len());
+        for table in tables.into_iter().skip(merged.layers) {
+            merged.add(table);
+        }
+        if let Some(refused) = merged.refused.take() {
+            return Err(refused.into());
+        }
         let mut refused = None;
         let sealed = self
             .store
-            .sealed_with(Name::Tree(key), |to| match tree::merge(&tables, to) {
+            .sealed_with(Name::Tree(key), |to| match merged.merger.seal(to) {
                 Err(MergeError::Write(source)) => Err(source),
                 Err(err) => {
                     refused = Some(err);
@@ -556,5 +711,48 @@ impl<'a> Opener<'a> {
         }
         let tree = Tree::open(sealed.map_err(|source| self.unwritable(source))?)?;
         Ok((key, tree))
+    }
+}
+
+fn readable(tree: Tree, chunks: &Arc<Chunks>) -> Arc<Image> {
+    let layers = chunks.layers().iter();
+    let tables = layers.map(|layer| Arc::clone(layer.table())).collect();
+    let source = Arc::clone(chunks) as Arc<dyn ChunkSource>;
+    Arc::new(Image::new(tree, tables, source))
+}
+
+/// An image's layers as far as they are merged, bottom first.
+#[derive(Default)]
+struct Merged {
+    merger: Merger<Arc<Table>>,
+    layers: usize,
+    /// Why no more can be.
+    refused: Option<MergeError>,
+}
+
+impl Merged {
+    fn add(&mut self, table: &Arc<Table>) {
+        if self.refused.is_none() {
+            self.refused = self.merger.add(Arc::clone(table)).err();
+        }
+        self.layers += 1;
+    }
+}
+
+/// Dropped, it tells all that one layer has failed, however that came about.
+struct InVain<'a>(&'a Readiness);
+
+impl Drop for InVain<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
+/// Dropped, it tells those who wait for the diffIDs that there are none, unless they have come.
+struct Tells<'a>(&'a OnceLock<Vec<Digest>>);
+
+impl Drop for Tells<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.set(Vec::new());
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::Image;
+use super::program;
 use super::reads::Answered;
 use crate::fetch::ReadError;
 use crate::layer::table::{ChunkIndex, PieceRange, Stretch, Table, stretches};
@@ -23,8 +24,8 @@ impl Image {
         offset: u64,
         len: u32,
     ) -> Result<Option<Bytes>, ReadError> {
-        let read = self.assembled(id, offset, len, |layer, chunk| {
-            Ok(self.chunks.cached(layer, chunk))
+        let read = self.assembled(id, offset, len, |layer, chunk, bytes| {
+            Ok(self.chunks.cached_part(layer, chunk, bytes))
         });
         if let (Some(reads), Ok(Some(bytes))) = (self.reads.get(), &read) {
             let bytes = offset..offset.saturating_add(bytes.len() as u64);
@@ -42,22 +43,37 @@ impl Image {
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
         let since = Instant::now();
-        let until = offset.saturating_add(len.into());
-        self.chunks
-            .announce(&self.chunks_of(id, &(offset..until)), deadline);
-        let read = self.assembled(id, offset, len, |layer, chunk| {
-            self.chunks.chunk(layer, chunk, deadline).map(Some)
-        });
+        let read = self.awaited(id, offset, len, deadline);
+        if let (0, Some(programs), Ok(bytes)) = (offset, self.programs.get(), &read)
+            && bytes.starts_with(&program::MAGIC)
+        {
+            // One that is not told of is only read more slowly.
+            let _ = programs.try_send(id);
+        }
         if let Some(reads) = self.reads.get() {
             let (answered, len) = match &read {
-                Ok(bytes) => {
-                    let len = bytes.as_ref().map_or(0, Bytes::len);
-                    (Answered::After(since.elapsed()), len as u64)
-                }
+                Ok(bytes) => (Answered::After(since.elapsed()), bytes.len() as u64),
                 Err(_) => (Answered::Failed(since.elapsed()), 0),
             };
             reads.read(id, offset..offset.saturating_add(len), answered);
         }
+        read
+    }
+
+    /// The same, for ourselves: nobody counts it as a read.
+    pub(super) fn awaited(
+        &self,
+        id: NodeId,
+        offset: u64,
+        len: u32,
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
+        let until = offset.saturating_add(len.into());
+        self.chunks
+            .announce(&self.chunks_of(id, &(offset..until)), deadline);
+        let read = self.assembled(id, offset, len, |layer, chunk, bytes| {
+            self.chunks.part(layer, chunk, bytes, deadline).map(Some)
+        });
         Ok(read?.expect("every chunk was waited for"))
     }
 
@@ -77,13 +93,13 @@ impl Image {
         found().unwrap_or_default()
     }
 
-    /// Asks `chunk` for what it needs and gives up at the first `None`.
+    /// Asks `part` for what it needs and gives up at the first `None`.
     fn assembled(
         &self,
         id: NodeId,
         offset: u64,
         len: u32,
-        chunk: impl Fn(u16, ChunkIndex) -> Result<Option<Bytes>, ReadError>,
+        part: impl Fn(u16, ChunkIndex, &Range<usize>) -> Result<Option<Bytes>, ReadError>,
     ) -> Result<Option<Bytes>, ReadError> {
         let wrong = |problem: &str| ReadError::Tree(format!("node {}: {problem}", id.0));
         let node = self
@@ -103,25 +119,28 @@ impl Image {
         if let Some(proof) = table.proof(pieces.first)
             && !self.proven.has(layer, proof.entry)
         {
-            let header = gathered(table, proof.header, 0, proof.header_len.into(), |index| {
-                chunk(layer, index)
+            let header_len = proof.header_len.into();
+            let header = gathered(table, proof.header, 0, header_len, |index, bytes| {
+                part(layer, index, bytes)
             })?;
             match header {
                 Some(header) => self.proven.prove(layer, table, &proof, &header)?,
                 None => return Ok(None),
             }
         }
-        gathered(table, pieces, offset, end, |index| chunk(layer, index))
+        gathered(table, pieces, offset, end, |index, bytes| {
+            part(layer, index, bytes)
+        })
     }
 }
 
-/// Bytes `from..to` of what consists of `pieces`, with the chunks that `chunk` gives; `None` at the first that it does not.
+/// Bytes `from..to` of what consists of `pieces`, with the parts of chunks that `part` gives; `None` at the first that it does not.
 fn gathered(
     table: &Table,
     pieces: PieceRange,
     from: u64,
     to: u64,
-    chunk: impl Fn(ChunkIndex) -> Result<Option<Bytes>, ReadError>,
+    part: impl Fn(ChunkIndex, &Range<usize>) -> Result<Option<Bytes>, ReadError>,
 ) -> Result<Option<Bytes>, ReadError> {
     let wrong = |problem: &str| {
         let (layer, first) = (table.layer(), pieces.first);
@@ -135,13 +154,13 @@ fn gathered(
         let Some((index, from)) = stretch.chunk else {
             return Ok(Some(zeros(len)));
         };
-        let Some(plain) = chunk(index)? else {
+        let Some(plain) = part(index, &(from..from.saturating_add(len)))? else {
             return Ok(None);
         };
-        if plain.len() < from.saturating_add(len) {
+        if plain.len() < len {
             return Err(wrong("one is longer than its chunk"));
         }
-        Ok(Some(plain.slice(from..from + len)))
+        Ok(Some(plain))
     };
     if let [only] = &stretches[..] {
         return bytes_of(only);

@@ -1,5 +1,7 @@
 //! The packed bytes of a chunk become its plain ones.
 
+pub mod fine;
+
 use bytes::Bytes;
 use liblzma::stream::{Action, Status, Stream};
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};

@@ -171,17 +171,24 @@ pub fn table(
     Ok(toc::read(&json, layout, writer)?)
 }
 
+/// So many plain bytes for each packed one are made room for at once.
+const PLAUSIBLE_RATIO: usize = 64;
+
 /// The file in the archive in the gzip member `packed`.
 fn gzipped(packed: &[u8]) -> Result<Vec<u8>, EstargzError> {
     // Headers and padding of one member take less than a mebibyte.
     let limit = PLAIN_LIMIT + (1 << 20);
     let mut tar = TarReader::new(BufReader::new(GzDecoder::new(packed).take(limit)));
-    match tar.next_entry()?.map(|entry| (entry.path, entry.kind)) {
+    let size = match tar.next_entry()?.map(|entry| (entry.path, entry.kind)) {
         Some((path, Kind::Regular { size }))
-            if path == b"stargz.index.json" && size <= PLAIN_LIMIT => {}
+            if path == b"stargz.index.json" && size <= PLAIN_LIMIT =>
+        {
+            size
+        }
         _ => return Err(EstargzError::Packed(None)),
-    }
-    let mut json = Vec::new();
+    };
+    let expected = packed.len().saturating_mul(PLAUSIBLE_RATIO);
+    let mut json = Vec::with_capacity(expected.min(size as usize));
     while let Some(content) = tar.next_content()? {
         match content {
             Content::Data(bytes) => json.extend_from_slice(bytes),
@@ -218,7 +225,7 @@ mod tests {
 
     fn read(promised: Digest, footer: Footer, packed: &[u8]) -> Result<Table, EstargzError> {
         let directory = tempfile::tempdir().unwrap();
-        let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+        let mut writer = TableWriter::in_directory(directory.path());
         table(promised, footer, packed, &mut writer)?;
         let mut bytes = Vec::new();
         writer.finish(Digest::of(b"blob"), &mut bytes).unwrap();

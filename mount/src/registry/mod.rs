@@ -146,9 +146,7 @@ impl Registry {
         if let Some(digest) = self.0.reference.digest {
             return Ok(digest);
         }
-        let tag = self.0.reference.tag.as_deref().unwrap_or(DEFAULT_TAG);
-        let object = format!("manifest {}://{}", self.0.scheme, self.0.reference);
-        let path = format!("manifests/{tag}");
+        let (object, path) = self.tag();
         match self.small(Method::HEAD, &path, MANIFEST_BYTES_LIMIT, &object) {
             Ok((Some(digest), _)) => return Ok(digest),
             Ok((None, _)) => {}
@@ -160,10 +158,44 @@ impl Registry {
             }
             Err(error) => return Err(error),
         }
-        let (_, body) = self.small(Method::GET, &path, MANIFEST_BYTES_LIMIT, &object)?;
+        self.fetched_by_tag(&path, &object)
+    }
+
+    /// The same for one who will ask for the document itself next: one GET brings both.
+    pub fn resolve_anew(&self) -> Result<Digest, BlobError> {
+        if let Some(digest) = self.0.reference.digest {
+            return Ok(digest);
+        }
+        let (object, path) = self.tag();
+        self.fetched_by_tag(&path, &object)
+    }
+
+    /// What the reference's tag is called in messages, and where it is asked for.
+    fn tag(&self) -> (String, String) {
+        let tag = self.0.reference.tag.as_deref().unwrap_or(DEFAULT_TAG);
+        let object = format!("manifest {}://{}", self.0.scheme, self.0.reference);
+        (object, format!("manifests/{tag}"))
+    }
+
+    fn fetched_by_tag(&self, path: &str, object: &str) -> Result<Digest, BlobError> {
+        let (promised, body) = self.small(Method::GET, path, MANIFEST_BYTES_LIMIT, object)?;
         let digest = Digest::of(&body);
+        if promised.is_some_and(|promised| promised != digest) {
+            return Err(BlobError::Wrong {
+                object: object.to_owned(),
+                problem: format!(
+                    "{} sent other bytes than those of the digest that it names",
+                    self.0.reference.host
+                ),
+            });
+        }
         *self.0.spare.lock() = Some((digest, body));
         Ok(digest)
+    }
+
+    /// Whether anything was asked for.
+    pub fn is_connected(&self) -> bool {
+        self.0.network.get().is_some()
     }
 
     /// The bytes of a manifest or index, which match `digest`.

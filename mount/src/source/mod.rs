@@ -47,6 +47,16 @@ pub struct Source {
 trait Origin: Send + Sync {
     fn resolve(&self) -> Result<Digest, SourceError>;
 
+    /// The same for one who will ask for the document itself next.
+    fn resolve_anew(&self) -> Result<Digest, SourceError> {
+        self.resolve()
+    }
+
+    /// Whether anything was asked for over the network.
+    fn is_connected(&self) -> bool {
+        false
+    }
+
     /// A name that nothing else ever has, where that is told sooner than what it resolves to.
     fn exact_name(&self) -> Result<Option<String>, SourceError> {
         Ok(None)
@@ -142,6 +152,16 @@ impl Source {
     /// reference has a digest.
     pub fn resolve(&self) -> Result<Digest, SourceError> {
         self.kind.resolve()
+    }
+
+    /// The same for one who has none of it and will ask for the document itself next: that comes with the answer.
+    pub fn resolve_anew(&self) -> Result<Digest, SourceError> {
+        self.kind.resolve_anew()
+    }
+
+    /// Whether anything was asked for over the network, so that connections and permissions are there.
+    pub fn is_connected(&self) -> bool {
+        self.kind.is_connected()
     }
 
     /// A name that nothing else ever has: what it resolves to can be remembered. Only of places where that saves something.
@@ -240,6 +260,14 @@ pub fn image(
 impl Origin for Registry {
     fn resolve(&self) -> Result<Digest, SourceError> {
         Ok(Self::resolve(self)?)
+    }
+
+    fn resolve_anew(&self) -> Result<Digest, SourceError> {
+        Ok(Self::resolve_anew(self)?)
+    }
+
+    fn is_connected(&self) -> bool {
+        Self::is_connected(self)
     }
 
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {

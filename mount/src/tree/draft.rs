@@ -262,11 +262,6 @@ impl Draft {
         }
     }
 
-    /// Gives the memory back that only finding names needs.
-    pub fn forget_index(&mut self) {
-        self.index = HashTable::new();
-    }
-
     fn name(&self, name: NameIndex) -> &Name {
         &self.names[name.0 as usize]
     }

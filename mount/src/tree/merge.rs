@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{self, Write};
+use std::ops::Deref;
 
 use super::draft::{Draft, NameIndex, NodeIndex, Origin, Put, Refusal, Shape};
 use super::resolve::{Blocked, Paths, Resolved, Step, resolved};
@@ -47,28 +48,61 @@ pub enum MergeError {
 /// Merges `layers`, the bottom one first, and writes the finished tree file to `to`. Takes about 100 bytes of
 /// memory for each name while it lasts; on failure `to` may hold the beginning of a file.
 pub fn merge(layers: &[&Table], to: &mut impl Write) -> Result<(), MergeError> {
-    let count = u16::try_from(layers.len())
-        .map_err(|_| MergeError::Image("more than 65535 layers in one image"))?;
-    let mut merging = Merging {
-        layers,
-        draft: Draft::new(),
-        last: None,
-        lookups_left: Cell::new(LOOKUPS_ALWAYS),
-    };
-    for layer in 0..count {
-        merging.hide(layer)?;
-        merging.add(layer)?;
+    let mut merger = Merger::default();
+    for layer in layers {
+        merger.add(*layer)?;
     }
-    seal(merging.draft, layers, to)
+    merger.seal(to)
 }
 
-struct Merging<'a> {
-    layers: &'a [&'a Table],
+/// Merges layers one by one, from the bottom to the top, as their tables come. What is merged so far can be sealed, and go on.
+pub struct Merger<T> {
+    layers: Vec<T>,
     draft: Draft,
+    lookups_left: Cell<u64>,
+}
+
+impl<T> Default for Merger<T> {
+    fn default() -> Self {
+        Self {
+            layers: Vec::new(),
+            draft: Draft::new(),
+            lookups_left: Cell::new(LOOKUPS_ALWAYS),
+        }
+    }
+}
+
+impl<T: Deref<Target = Table>> Merger<T> {
+    /// Puts one more layer on top. After a failure nothing can be done with what was merged.
+    pub fn add(&mut self, layer: T) -> Result<(), MergeError> {
+        let number = u16::try_from(self.layers.len())
+            .ok()
+            .filter(|&number| number < u16::MAX)
+            .ok_or(MergeError::Image("more than 65535 layers in one image"))?;
+        self.layers.push(layer);
+        let mut merging = Merging {
+            layers: &self.layers,
+            draft: &mut self.draft,
+            last: None,
+            lookups_left: &self.lookups_left,
+        };
+        merging.hide(number)?;
+        merging.add(number)
+    }
+
+    /// Writes the tree of the layers so far to `to`.
+    pub fn seal(&self, to: &mut impl Write) -> Result<(), MergeError> {
+        seal(&self.draft, &self.layers, to)
+    }
+}
+
+struct Merging<'a, T> {
+    layers: &'a [T],
+    draft: &'a mut Draft,
     /// The directory that an entry before was in, and its own path, which no link is part of: most layers list
     /// directory by directory. Holds until something is hidden or replaced.
     last: Option<(&'a [u8], NodeIndex)>,
-    lookups_left: Cell<u64>,
+    lookups_left: &'a Cell<u64>,
 }
 
 /// What keeps an entry out of the tree.
@@ -89,7 +123,7 @@ impl From<TableError> for Obstacle {
     }
 }
 
-impl<'a> Merging<'a> {
+impl<'a, T: Deref<Target = Table>> Merging<'a, T> {
     /// Applies the whiteouts and opaque directories of `layer` to what the layers below left.
     fn hide(&mut self, layer: u16) -> Result<(), MergeError> {
         let count = self.layers[usize::from(layer)].entry_count();
@@ -274,12 +308,12 @@ impl<'a> Merging<'a> {
         Ok(directory)
     }
 
-    fn paths<'d>(&'d self, without: &'d HashSet<NameIndex>) -> DraftPaths<'d, 'a> {
+    fn paths<'d>(&'d self, without: &'d HashSet<NameIndex>) -> DraftPaths<'d, 'a, T> {
         DraftPaths {
-            draft: &self.draft,
+            draft: self.draft,
             layers: self.layers,
             without,
-            lookups_left: &self.lookups_left,
+            lookups_left: self.lookups_left,
         }
     }
 
@@ -306,14 +340,14 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// The draft as paths see it, without some names.
-struct DraftPaths<'d, 'a> {
+struct DraftPaths<'d, 'a, T> {
     draft: &'d Draft,
-    layers: &'a [&'a Table],
+    layers: &'a [T],
     without: &'d HashSet<NameIndex>,
     lookups_left: &'d Cell<u64>,
 }
 
-impl<'a> Paths<'a> for DraftPaths<'_, 'a> {
+impl<'a, T: Deref<Target = Table>> Paths<'a> for DraftPaths<'_, 'a, T> {
     type Id = NodeIndex;
     type Error = Obstacle;
 

@@ -12,7 +12,7 @@ mod walk;
 mod tests;
 
 pub use format::VERSION;
-pub use merge::{MergeError, merge};
+pub use merge::{MergeError, Merger, merge};
 pub use read::{Tree, TreeError, Xattrs};
 pub use resolve::{Blocked, LINKS_LIMIT, Paths, Step, Way, followed};
 

@@ -1,6 +1,7 @@
 //! A finished draft is written as a tree file, front to back.
 
 use std::io::{self, BufWriter, Write};
+use std::ops::Deref;
 
 use zerocopy::little_endian::U32;
 use zerocopy::{Immutable, IntoBytes};
@@ -16,14 +17,13 @@ use crate::layer::table::{PieceRange, Table, TableError};
 
 /// Writes `draft`, whose attributes are in the tables of `layers`, to `to`. Reads every entry three times
 /// rather than keep what it needs of them.
-pub(super) fn seal(
-    mut draft: Draft,
-    layers: &[&Table],
+pub(super) fn seal<T: Deref<Target = Table>>(
+    draft: &Draft,
+    layers: &[T],
     to: &mut impl Write,
 ) -> Result<(), MergeError> {
-    draft.forget_index();
     let sealing = Sealing {
-        order: Order::of(&draft),
+        order: Order::of(draft),
         draft,
         layers,
     };
@@ -35,10 +35,10 @@ pub(super) fn seal(
     to.flush().map_err(MergeError::Write)
 }
 
-struct Sealing<'a> {
+struct Sealing<'a, T> {
     order: Order,
-    draft: Draft,
-    layers: &'a [&'a Table],
+    draft: &'a Draft,
+    layers: &'a [T],
 }
 
 /// In which order nodes and names go into the file.
@@ -103,7 +103,7 @@ fn count(len: usize) -> u32 {
     u32::try_from(len).expect("the draft numbers nodes and names in 32 bits")
 }
 
-impl Sealing<'_> {
+impl<T: Deref<Target = Table>> Sealing<'_, T> {
     /// Writes the header and the layers' digests; returns how many bytes all names have together.
     fn header(&self, to: &mut impl Write) -> Result<u64, MergeError> {
         let names = self.order.names.iter();
@@ -162,7 +162,7 @@ impl Sealing<'_> {
                     let Origin::Entry { layer, .. } = self.draft.origin(node) else {
                         unreachable!("only directories are implied");
                     };
-                    let table = self.layers[usize::from(layer)];
+                    let table = &*self.layers[usize::from(layer)];
                     record.allocated = allocated(table, pieces, *size)?.into();
                     record.place = pieces.first.into();
                     record.count = pieces.count.into();

@@ -44,7 +44,7 @@ impl Layer {
     pub fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         Self {
-            writer: TableWriter::in_directory(scratch.path()).unwrap(),
+            writer: TableWriter::in_directory(scratch.path()),
             _scratch: scratch,
             chunks: Vec::new(),
         }

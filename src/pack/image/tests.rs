@@ -62,7 +62,7 @@ fn entry(path: &str, kind: Kind) -> Entry {
 
 fn table(chunks: &[Bytes], entries: &[(Entry, &[Piece])]) -> Table {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     for plain in chunks {
         let chunk = Chunk {
             packed_at: PackedOffset(0),

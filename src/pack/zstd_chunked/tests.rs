@@ -96,7 +96,7 @@ fn table_of(blob: &[u8], written: &Written) -> Table {
     let at = toc.position.0 as usize;
     let packed = &blob[at..at + toc.packed_len as usize];
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     table(&toc, packed, blob.len() as u64, &mut writer).unwrap();
     let mut bytes = Vec::new();
     writer.finish(written.digest, &mut bytes).unwrap();

@@ -40,15 +40,15 @@ impl Remote {
     }
 
     fn pour(&self, flown: &Flown<'_>, job: &Job, shared: &Shared) -> Result<(), BlobError> {
-        let from = flown.blocks.start * BLOCK_BYTES;
-        let until = (flown.blocks.end * BLOCK_BYTES).min(self.blob.size());
+        let wanted = self.bytes_of(&flown.blocks);
+        let from = wanted.start;
         let mut begun = Begun::now();
         let (mut at, mut buffer) = (from, Vec::with_capacity(2 * WRITTEN_BYTES));
-        let poured = self.blob.pour(from..until, job.patience, &mut |bytes| {
+        let poured = self.blob.pour(wanted, job.patience, &mut |bytes| {
             begun.came(bytes.len() as u64);
             buffer.extend_from_slice(&bytes);
             if buffer.len() >= WRITTEN_BYTES {
-                let whole = buffer.len() - buffer.len() % BLOCK_BYTES as usize;
+                let whole = whole_blocks(at, buffer.len());
                 self.land(at, &buffer[..whole]);
                 at += whole as u64;
                 buffer.drain(..whole);
@@ -57,7 +57,7 @@ impl Remote {
         });
         let whole = match poured {
             Ok(()) => buffer.len(),
-            Err(_) => buffer.len() - buffer.len() % BLOCK_BYTES as usize,
+            Err(_) => whole_blocks(at, buffer.len()),
         };
         self.land(at, &buffer[..whole]);
         if let Some(first_byte) = begun.first_byte
@@ -74,7 +74,7 @@ impl Remote {
         poured
     }
 
-    /// Keeps whole blocks that came, and tells those who wait for them.
+    /// Keeps blocks that came, all that was asked for of them, and tells those who wait for them.
     fn land(&self, at: u64, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -83,7 +83,9 @@ impl Remote {
         if let Err(err) = self.copy.write(bytes, at) {
             tracing::debug!(layer = %self.blob.digest(), error = %err, "not kept");
             *self.unkept.lock() = Some(err.to_string());
-            let gone = self.spare.keep(first, bytes);
+            let mut padded = vec![0; (at - first * BLOCK_BYTES) as usize];
+            padded.extend_from_slice(bytes);
+            let gone = self.spare.keep(first, &padded);
             let mut blocks = self.blocks.lock();
             for block in gone {
                 blocks.set(block, false);
@@ -96,6 +98,12 @@ impl Remote {
         drop(blocks);
         self.landed.notify_all();
     }
+}
+
+/// How many of `len` bytes from `at` on lie before the last block's beginning.
+fn whole_blocks(at: u64, len: usize) -> usize {
+    let end = (at + len as u64) / BLOCK_BYTES * BLOCK_BYTES;
+    end.saturating_sub(at) as usize
 }
 
 /// A request on its way. Dropping it leaves what it has not brought to others, however it ended.

@@ -30,7 +30,7 @@ pub fn accepted(
 ) -> Result<TableWriter, ConvertError> {
     let layer = blueprint.layer;
     let write = |source| ConvertError::unwritten(layer, source);
-    let table = TableWriter::in_directory(scratch).map_err(write)?;
+    let table = TableWriter::in_directory(scratch);
     let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
     thread::scope(|scope| {
         let (blocks, rebuilt) = bounded(BLOCKS_WAITING);

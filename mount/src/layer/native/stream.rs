@@ -175,7 +175,7 @@ pub fn convert(
 ) -> Result<TableWriter, ConvertError> {
     let layer = blueprint.layer;
     let write = |source| ConvertError::unwritten(layer, source);
-    let table = TableWriter::in_directory(scratch).map_err(write)?;
+    let table = TableWriter::in_directory(scratch);
     let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
     let cutter = Cutter::new(table, OrderedFile::new(native, compressors));
 

@@ -7,13 +7,14 @@ use std::path::Path;
 use super::resumable::Resumable;
 use super::write::ZtocWriter;
 use super::ztoc::pieces;
+use crate::blob::BlobError;
 use crate::digest::{ChunkDigest, Digest, Hasher};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::landmark::Landmarks;
 use crate::layer::native::{Blueprint, ConvertError};
 use crate::layer::table::{Checkpoint, Chunk, Codec, Piece, PieceRange, TableWriter};
-use crate::layer::tar::{Content, TarReader};
+use crate::layer::tar::{Content, TarError, TarReader};
 
 /// Plain bytes between two checkpoints, as SOCI has them: one window of 32 KiB for so many is less than a hundredth.
 pub const SPACING_BYTES: u64 = 4 << 20;
@@ -44,7 +45,7 @@ pub fn indexed(
     let write = |source| ConvertError::unwritten(layer, source);
     let mut files = Files {
         layer,
-        table: TableWriter::in_directory(scratch).map_err(write)?,
+        table: TableWriter::in_directory(scratch),
         ztoc: shares.then(ZtocWriter::default),
         landmarks: Landmarks::default(),
         starts: Vec::new(),
@@ -92,6 +93,10 @@ pub fn indexed(
             .transpose()
             .map_err(write)?,
     })
+}
+
+fn is_of_source(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<BlobError>())
 }
 
 /// Adds the spans as chunks, in their order: pieces refer to them by it.
@@ -157,7 +162,13 @@ impl Files {
         tar: &mut TarReader<BufReader<Hashed<R>>>,
     ) -> Result<(), ConvertError> {
         let layer = self.layer;
-        let damaged = |source| ConvertError::Tar { layer, source };
+        let damaged = |error| match error {
+            // The layer is as good as before: its source failed.
+            TarError::Read { source, .. } if is_of_source(&source) => {
+                ConvertError::Read { layer, source }
+            }
+            source => ConvertError::Tar { layer, source },
+        };
         while let Some(mut entry) = tar.next_entry().map_err(damaged)? {
             tar.take_literal();
             let at = tar.at().0;
@@ -210,7 +221,7 @@ impl Files {
 type Extent = (u64, Option<u64>, u64);
 
 /// Reads the content of the current file, and tells where it is.
-fn extents<R: BufRead>(tar: &mut TarReader<R>) -> Result<Vec<Extent>, crate::layer::tar::TarError> {
+fn extents<R: BufRead>(tar: &mut TarReader<R>) -> Result<Vec<Extent>, TarError> {
     let mut extents: Vec<Extent> = Vec::new();
     let mut at = 0;
     loop {

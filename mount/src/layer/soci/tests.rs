@@ -101,7 +101,7 @@ fn indexes(packed: &[u8]) -> (Table, Vec<u8>) {
 
 fn by_ztoc(ztoc: &[u8], blob_size: usize, trust: Trust) -> Result<Table, ZtocError> {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     table(ztoc, blob_size as u64, trust, &mut writer)?;
     Ok(finished(writer))
 }

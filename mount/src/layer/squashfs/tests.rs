@@ -29,7 +29,7 @@ fn read(bytes: &[u8]) -> Result<Table, SquashfsError> {
         len: bytes.len() as u64,
         read: &read,
     };
-    let mut writer = TableWriter::in_directory(&std::env::temp_dir()).unwrap();
+    let mut writer = TableWriter::in_directory(&std::env::temp_dir());
     table(&input, &mut writer)?;
     let mut written = Vec::new();
     let layer = crate::digest::Digest::of(b"");

@@ -8,7 +8,7 @@ use crate::layer::entry::{Entry, Kind, Timestamp};
 
 fn sample() -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     let chunk = writer
         .chunk(&Chunk {
             packed_at: PackedOffset(7),
@@ -86,7 +86,7 @@ fn a_table_reads_back_as_written() {
 #[test]
 fn an_excess_is_told_from_a_disk_that_failed() {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     let [entry, _] = entries();
     writer.entries.records = ENTRIES_LIMIT - 1;
     writer.entry(&entry, PieceRange::default()).unwrap();

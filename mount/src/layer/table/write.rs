@@ -1,6 +1,9 @@
 //! A table on its way into a file.
 
-use std::io::{self, BufWriter, Seek, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::path::Path;
+use std::sync::Arc;
 
 use zerocopy::little_endian::U32;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
@@ -50,55 +53,83 @@ pub(super) const ENTRIES_LIMIT: u64 = 4_000_000;
 /// Bytes of names, link targets and attributes in one layer at most: a global PAX header repeats its own in every entry.
 pub(super) const NAMES_BYTES_LIMIT: u64 = 1 << 30;
 
+/// Bytes of a part in memory at most; small layers, which are most, need no files.
+const PART_BYTES_IN_MEMORY: usize = 1 << 20;
+
 pub(super) struct Part {
-    file: BufWriter<std::fs::File>,
+    directory: Arc<Path>,
+    /// What no longer had room in memory.
+    file: Option<File>,
+    /// What follows that.
+    recent: Vec<u8>,
     pub(super) records: u64,
 }
 
 impl Part {
-    fn in_directory(directory: &std::path::Path) -> io::Result<Self> {
-        Ok(Self {
-            file: BufWriter::new(tempfile::tempfile_in(directory)?),
+    fn in_directory(directory: &Arc<Path>) -> Self {
+        Self {
+            directory: Arc::clone(directory),
+            file: None,
+            recent: Vec::new(),
             records: 0,
-        })
+        }
     }
 
     fn push(&mut self, record: &(impl IntoBytes + Immutable)) -> io::Result<u64> {
-        self.file.write_all(record.as_bytes())?;
+        self.append(record.as_bytes())?;
         self.records += 1;
         Ok(self.records - 1)
     }
 
     /// Appends bytes, where the "records" are bytes.
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
+        self.append(bytes)?;
         self.records += bytes.len() as u64;
         Ok(())
     }
 
-    fn copy_into(&mut self, to: &mut impl Write) -> io::Result<()> {
-        self.file.flush()?;
-        let mut file = self.file.get_ref();
-        file.rewind()?;
-        io::copy(&mut file, to)?;
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.recent.len() + bytes.len() > PART_BYTES_IN_MEMORY {
+            self.spill()?;
+        }
+        self.recent.extend_from_slice(bytes);
         Ok(())
+    }
+
+    fn spill(&mut self) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(tempfile::tempfile_in(&self.directory)?),
+        };
+        file.write_all(&self.recent)?;
+        self.recent.clear();
+        Ok(())
+    }
+
+    fn copy_into(&mut self, to: &mut impl Write) -> io::Result<()> {
+        if let Some(file) = &mut self.file {
+            file.rewind()?;
+            io::copy(file, to)?;
+        }
+        to.write_all(&self.recent)
     }
 }
 
 impl TableWriter {
     /// A table whose parts are spooled in `directory`, which must be on a local or roomy file system.
-    pub fn in_directory(directory: &std::path::Path) -> io::Result<Self> {
-        let part = || Part::in_directory(directory);
-        Ok(Self {
-            entries: part()?,
-            pieces: part()?,
+    pub fn in_directory(directory: &Path) -> Self {
+        let directory = Arc::from(directory);
+        let part = || Part::in_directory(&directory);
+        Self {
+            entries: part(),
+            pieces: part(),
             chunks: Vec::new(),
-            proofs: part()?,
-            windows: part()?,
+            proofs: part(),
+            windows: part(),
             index: None,
             lead: 0,
-            names: part()?,
-        })
+            names: part(),
+        }
     }
 
     /// Adds a chunk; pieces refer to it by the returned index.

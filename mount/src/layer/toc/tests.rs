@@ -7,7 +7,7 @@ const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49
 
 fn table_of(json: &str) -> Result<Table, TocError> {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     let layout = Layout {
         end: PackedOffset(1000),
         codec: Codec::Zstd,

@@ -57,7 +57,7 @@ fn owned_by(uid: u32, entry: Entry) -> Entry {
 /// The table of a layer; each file's bytes are one piece, in a chunk of its own.
 fn table(name: &str, entries: &[Entry]) -> Table {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     for entry in entries {
         let pieces = match entry.kind {
             Kind::Regular { size } => {

@@ -370,7 +370,7 @@ fn attributes_are_kept_exactly() {
 #[test]
 fn a_file_knows_its_layer_its_pieces_and_what_is_not_in_holes() {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = TableWriter::in_directory(directory.path()).unwrap();
+    let mut writer = TableWriter::in_directory(directory.path());
     let chunk = writer.chunk(&chunk(10)).unwrap();
     let first = writer.pieces(&[Piece::hole(0)]).unwrap();
     let sparse = [
