@@ -15,6 +15,7 @@ mod squashfs;
 pub use squashfs::is_image_file;
 pub(crate) use squashfs::place_in;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -108,7 +109,7 @@ pub enum SourceError {
         hint: Option<String>,
         /// The system's error, where there was one.
         #[source]
-        source: Option<std::io::Error>,
+        source: Option<io::Error>,
     },
 }
 
@@ -316,6 +317,13 @@ impl SourceError {
             } => Some("choose another one with --arch".into()),
             Self::Manifest { .. } => {
                 Some("the image was built wrongly: ask its publisher, or name another tag".into())
+            }
+            Self::File {
+                hint: None,
+                source: Some(error),
+                ..
+            } if error.kind() == io::ErrorKind::PermissionDenied => {
+                Some("it is closed to you: ask its owner to let you read it, and all directories above it".into())
             }
             Self::File { hint, .. } => hint.clone().or_else(|| {
                 Some("check the path; if it is right, make the layout or archive again".into())
