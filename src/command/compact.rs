@@ -9,6 +9,7 @@ use sifon_mount::daemon;
 use sifon_mount::digest::Digest;
 use sifon_mount::image::history;
 use sifon_mount::reference::Reference;
+use sifon_mount::source::manifest::ImageConfig;
 
 use crate::output::bytes;
 use crate::pack::singularity::Origin;
@@ -95,6 +96,7 @@ pub(super) fn packed(
     if expected.is_some_and(|expected| expected != found) {
         return Err(format!("{reference}: changed since it was mounted").into());
     }
+    warn_of_other_machine(context, reference, &opened.description.config);
     let touched = match packing.only_touched {
         true => Some(touched(context, reference, found)?),
         false => None,
@@ -155,6 +157,17 @@ pub(super) fn packed(
     Ok(())
 }
 
+/// An image that is not in an index is taken for whatever machine it is; Apptainer says as much.
+fn warn_of_other_machine(context: &Context, reference: &Reference, config: &ImageConfig) {
+    let (found, wanted) = (
+        &config.architecture,
+        &context.settings.open.registry.platform.architecture,
+    );
+    if !found.is_empty() && found != wanted {
+        tracing::warn!("{reference}: is for {found}, not for {wanted}, and there is no other");
+    }
+}
+
 /// The files that were read in mounts of the image.
 fn touched(
     context: &Context,
@@ -200,6 +213,7 @@ pub(super) fn unpacked(
         return Err(PackError::from(SandboxError::Exists { path }).into());
     }
     let opened = context.open(reference)?;
+    warn_of_other_machine(context, reference, &opened.description.config);
     let bar = context
         .output
         .bar("unpacking", opened.image.tree().file_bytes());

@@ -22,9 +22,10 @@ use crate::setting::{Context, Error, Settings, environment, flag, parsed};
 /// downloaded is kept in the store, so that a pull that was interrupted goes on where it stood.
 /// Options may also come as $APPTAINER_… or $SINGULARITY_… variables, as Singularity reads them.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "sifon pull [OPTIONS] [FILE] IMAGE")]
 pub struct Args {
-    /// The file to write, and the image, such as docker://python:3.11
-    #[arg(required = true, num_args = 1..=2, value_names = ["FILE", "IMAGE"])]
+    /// The file to write, which may be left out, and the image, such as docker://python:3.11
+    #[arg(required = true, num_args = 1..=2, value_name = "FILE> <IMAGE")]
     file_and_image: Vec<OsString>,
     /// Replace the file if it exists
     #[arg(short = 'F', long)]
@@ -128,6 +129,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     let file = args
         .file()
         .ok_or_else(|| format!("{reference}: say what to call the file"))?;
+    refuse_image_as_file(args)?;
     let packing = Packing {
         force: args.force || is_set(&["FORCE"]),
         compression: args.compression,
@@ -143,6 +145,23 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
     }
     packed(context, &reference, None, &file, &packing)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The file comes first, as with Singularity, which many expect the other way round.
+fn refuse_image_as_file(args: &Args) -> Result<(), Error> {
+    let [file, image] = &args.file_and_image[..] else {
+        return Ok(());
+    };
+    match Reference::parse(file) {
+        Ok(reference) if !matches!(reference, Reference::File(_)) => {
+            let (file, image) = (Path::new(file).display(), Path::new(image).display());
+            Err(format!(
+                "{file}: is an image, not the name of a file: the file comes first, as in sifon pull {image} {file}"
+            )
+            .into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Copies a file on another machine as it is, and says so.

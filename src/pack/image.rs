@@ -13,8 +13,11 @@ use sifon_mount::tree::{NodeId, NodeKind, Tree, TreeError};
 
 use chunks::{Whereabouts, lay_out};
 
-use super::layout::{BLOCK_BYTES, Layout, Sized, Stored, Tail};
+use super::layout::{BLOCK_BYTES, Layout, Packing, Sized, Stored, Tail};
 use super::node::{Content, PackKind, PackNode, Source, Standing};
+
+/// More than a block of zeros takes, compressed.
+const ZEROS_BYTES_LIMIT: usize = 256;
 
 /// An image, and how long to wait for its bytes.
 pub struct TreeSource<'a> {
@@ -192,6 +195,25 @@ impl Source for TreeSource<'_> {
             return Ok(stored);
         }
         self.bytes(file, offset, BLOCK_BYTES)
+    }
+
+    fn packed_block(&self, file: u64, offset: u64) -> io::Result<Option<Packing>> {
+        let place = self.whereabouts(file, offset, BLOCK_BYTES)?;
+        let Whereabouts::Chunk {
+            layer,
+            chunk,
+            from: 0,
+        } = place
+        else {
+            return Ok(None);
+        };
+        let packing = self.packed_chunk(layer, chunk, BLOCK_BYTES)?;
+        // Zeros are holes, whatever a layer has: decoding tells.
+        let may_be_zeros = |packing: &Packing| {
+            let frame = packing.compressed.as_ref();
+            frame.is_none_or(|frame| frame.len() < ZEROS_BYTES_LIMIT)
+        };
+        Ok(packing.filter(|packing| !may_be_zeros(packing)))
     }
 
     fn bundle(&self, tails: &[Tail]) -> io::Result<Stored> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sifon_mount::layer::entry::Timestamp;
 
-use super::layout::{BLOCK_BYTES, Layout, Sized, Stored, Tail};
+use super::layout::{BLOCK_BYTES, Layout, Packing, Sized, Stored, Tail};
 
 /// One name of the file system to be packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +110,11 @@ pub trait Source: Sync {
     /// The whole block of a file that begins at `offset`; see [`Source::read`].
     fn block(&self, file: u64, offset: u64) -> io::Result<Stored> {
         Stored::read(BLOCK_BYTES, |at, into| self.read(file, offset + at, into))
+    }
+
+    /// The same as the default compression packs it, where that is known without the plain bytes, which are not all zeros.
+    fn packed_block(&self, _file: u64, _offset: u64) -> io::Result<Option<Packing>> {
+        Ok(None)
     }
 
     /// Tails that share a block, one after another.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-use super::layout::{Layout, Sized, Stored, Tail};
+use super::layout::{Layout, Packing, Sized, Stored, Tail};
 use super::node::{PackKind, PackNode, Source, Standing};
 use super::touched::Kept;
 
@@ -191,6 +191,10 @@ impl Source for Without<'_> {
 
     fn block(&self, file: u64, offset: u64) -> io::Result<Stored> {
         self.source.block(file, offset)
+    }
+
+    fn packed_block(&self, file: u64, offset: u64) -> io::Result<Option<Packing>> {
+        self.source.packed_block(file, offset)
     }
 
     fn bundle(&self, tails: &[Tail]) -> io::Result<Stored> {

@@ -24,6 +24,7 @@ mod interrupted;
 mod lazy;
 mod lifetime;
 mod outages;
+mod packed;
 mod pull;
 mod pulled;
 mod requests;

@@ -267,6 +267,48 @@ fn the_flag_for_the_architecture_wins_over_the_variable_also_when_it_names_this_
 }
 
 #[test]
+fn an_image_for_another_machine_is_pulled_with_a_warning() {
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    layout.add(
+        "one",
+        &all(&[Layer::new(vec![file("a", "a")])], Packing::Gzip),
+    );
+    let image = layout.reference("one");
+    let said = |words: &[&str]| {
+        let output = place.sifon(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        complaint(&output)
+    };
+    let told = "is for ".to_owned() + architecture() + ", not for riscv64";
+    let other = said(&["pull", "--arch", "riscv64", "x.sif", &image]);
+    assert!(other.contains(&told), "{other}");
+    let own = said(&["pull", "-F", "x.sif", &image]);
+    assert!(!own.contains("WARNING"), "{own}");
+}
+
+#[test]
+fn an_image_where_the_file_should_be_named_is_told_and_closed_files_are_said_to_be_closed() {
+    let place = Place::new();
+    let said = place.refusal(&mut place.sifon(["pull", "docker://a/b:1", "x.sif"]));
+    assert!(said.contains("sifon pull x.sif docker://a/b:1"), "{said}");
+    let usage = place.says(["pull", "--help"]);
+    assert!(usage.contains("[FILE] IMAGE"), "{usage}");
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can be somebody else");
+        return;
+    }
+    let place = Place::of_plain_user();
+    fs::write(place.path("closed.sif"), "x").unwrap();
+    fs::set_permissions(place.path("closed.sif"), fs::Permissions::from_mode(0o600)).unwrap();
+    let said = place.refusal(&mut place.sifon(["pull", "x.sif", "./closed.sif"]));
+    assert!(
+        said.contains("Permission denied") && said.contains("closed to you"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_file_of_what_was_read_has_that_and_says_what_it_lacks() {
     if !can_mount() {
         return;

@@ -11,6 +11,7 @@ mod faulty;
 mod http;
 
 mod documents;
+mod files;
 mod layers;
 mod layout;
 mod registry;

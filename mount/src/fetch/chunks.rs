@@ -17,7 +17,7 @@ use super::memory::Memory;
 use super::native::{Miss, Native, Restream};
 use super::remote::{Came, Remote};
 use super::room::Room;
-use super::{ChunkSource, ReadError, WholeChunk, within};
+use super::{ChunkSource, NativeBytes, ReadError, WholeChunk, within};
 use crate::blob::{Blob, BlobError};
 use crate::layer::decode::Decoder;
 use crate::layer::decode::fine::{Cut, is_to_cut};
@@ -138,6 +138,21 @@ impl ChunkSource for Chunks {
             plain,
             native: None,
         })
+    }
+
+    fn packed(
+        &self,
+        layer: u16,
+        chunk: ChunkIndex,
+        deadline: Instant,
+    ) -> Result<Option<NativeBytes>, ReadError> {
+        let source = self.layer(layer)?;
+        let Packed::Native(native) = &source.packed else {
+            return Ok(None);
+        };
+        let chunk = source.table.chunk(chunk)?;
+        let packed = native.packed(&chunk, deadline);
+        packed.map_err(|miss| source.missed(&miss, &chunk))
     }
 
     fn announce(&self, chunks: &[(u16, ChunkIndex)], deadline: Instant) {

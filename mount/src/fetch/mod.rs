@@ -78,6 +78,17 @@ pub trait ChunkSource: Send + Sync {
             native: None,
         })
     }
+
+    /// How a native layer's file has a chunk, verified, for one who needs no plain bytes: they are not decoded. `None` where that
+    /// is not known, and where the chunk did not shrink.
+    fn packed(
+        &self,
+        _layer: u16,
+        _chunk: ChunkIndex,
+        _deadline: Instant,
+    ) -> Result<Option<NativeBytes>, ReadError> {
+        Ok(None)
+    }
 }
 
 /// What of `bytes` is there.

@@ -74,7 +74,7 @@ impl Native {
     }
 
     pub fn plain(self: &Arc<Self>, chunk: &Chunk<'_>, deadline: Instant) -> Result<Bytes, Miss> {
-        Ok(self.read(chunk, deadline)?.0)
+        Ok(self.read(chunk, deadline, read)?.0)
     }
 
     /// The chunk with its packed bytes, if they are what we would make of it.
@@ -83,7 +83,7 @@ impl Native {
         chunk: &Chunk<'_>,
         deadline: Instant,
     ) -> Result<WholeChunk, Miss> {
-        let (plain, packed) = self.read(chunk, deadline)?;
+        let (plain, packed) = self.read(chunk, deadline, read)?;
         let frame = match chunk.codec {
             Codec::Raw => Some(None),
             Codec::Zstd if is_frame(&packed, plain.len()) => Some(Some(packed.into())),
@@ -98,12 +98,32 @@ impl Native {
         Ok(WholeChunk { plain, native })
     }
 
-    /// Plain and packed bytes.
-    fn read(
+    /// The packed bytes alone, if they are what we would make of the chunk, and if it shrinks.
+    pub fn packed(
         self: &Arc<Self>,
         chunk: &Chunk<'_>,
         deadline: Instant,
-    ) -> Result<(Bytes, Vec<u8>), Miss> {
+    ) -> Result<Option<NativeBytes>, Miss> {
+        let (Codec::Zstd, ChunkDigest::PackedBlake3(digest), true) =
+            (chunk.codec, chunk.digest, self.is_packed_as_now)
+        else {
+            return Ok(None);
+        };
+        let packed = self.read(chunk, deadline, read_packed)?;
+        let is_frame = is_frame(&packed, chunk.plain_len as usize);
+        Ok(is_frame.then(|| NativeBytes {
+            frame: Some(packed.into()),
+            digest,
+        }))
+    }
+
+    /// What `read` makes of the file, or of the one that is streamed because it makes nothing of this one.
+    fn read<T>(
+        self: &Arc<Self>,
+        chunk: &Chunk<'_>,
+        deadline: Instant,
+        read: impl Fn(&File, &Chunk<'_>) -> Option<T>,
+    ) -> Result<T, Miss> {
         let (file, generation) = {
             let state = self.state.lock();
             (Arc::clone(&state.file), state.generation)
@@ -167,10 +187,21 @@ impl Native {
     }
 }
 
+/// Plain and packed bytes.
 fn read(file: &File, chunk: &Chunk<'_>) -> Option<(Bytes, Vec<u8>)> {
+    let packed = bytes(file, chunk)?;
+    Some((decoded(chunk, &packed)?, packed))
+}
+
+fn read_packed(file: &File, chunk: &Chunk<'_>) -> Option<Vec<u8>> {
+    bytes(file, chunk).filter(|packed| chunk.digest.matches_packed(packed))
+}
+
+/// As the file has them, right or wrong.
+fn bytes(file: &File, chunk: &Chunk<'_>) -> Option<Vec<u8>> {
     let mut packed = vec![0; chunk.packed_len as usize];
     file.read_exact_at(&mut packed, chunk.packed_at.0).ok()?;
-    Some((decoded(chunk, &packed)?, packed))
+    Some(packed)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod squashfs;
 pub use squashfs::is_image_file;
 pub(crate) use squashfs::place_in;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -108,7 +109,7 @@ pub enum SourceError {
         hint: Option<String>,
         /// The system's error, where there was one.
         #[source]
-        source: Option<std::io::Error>,
+        source: Option<io::Error>,
     },
 }
 
@@ -320,12 +321,15 @@ impl SourceError {
             Self::File {
                 hint: Some(hint), ..
             } => Some(hint.clone()),
-            Self::File {
-                source: Some(source),
-                ..
-            } if source.kind() == std::io::ErrorKind::NotFound => Some("check the path".into()),
-            Self::File { .. } => {
-                Some("check the path; if it is right, the file is damaged: make it again".into())
+            Self::File { source, .. } => {
+                let hint = match source.as_ref().map(io::Error::kind) {
+                    Some(io::ErrorKind::NotFound) => "check the path",
+                    Some(io::ErrorKind::PermissionDenied) => {
+                        "it is closed to you: ask its owner to let you read it, and all directories above it"
+                    }
+                    _ => "check the path; if it is right, the file is damaged: make it again",
+                };
+                Some(hint.into())
             }
         }
     }

@@ -65,11 +65,7 @@ impl TreeSource<'_> {
         chunk: ChunkIndex,
         len: usize,
     ) -> io::Result<Option<Stored>> {
-        let table = self.image.tables().get(usize::from(layer));
-        let plain_len = table
-            .and_then(|table| table.chunk(chunk).ok())
-            .map(|chunk| chunk.plain_len as usize);
-        if plain_len != Some(len) {
+        if !self.is_whole(layer, chunk, len) {
             return Ok(None);
         }
         let whole = self
@@ -78,6 +74,31 @@ impl TreeSource<'_> {
             .whole(layer, chunk, self.deadline())
             .map_err(io::Error::other)?;
         Ok(Some(stored(whole)))
+    }
+
+    /// How it is packed, if that is known without decoding it.
+    pub(super) fn packed_chunk(
+        &self,
+        layer: u16,
+        chunk: ChunkIndex,
+        len: usize,
+    ) -> io::Result<Option<Packing>> {
+        if !self.is_whole(layer, chunk, len) {
+            return Ok(None);
+        }
+        let packed = self
+            .image
+            .chunks()
+            .packed(layer, chunk, self.deadline())
+            .map_err(io::Error::other)?;
+        Ok(packed.map(packing))
+    }
+
+    fn is_whole(&self, layer: u16, chunk: ChunkIndex, len: usize) -> bool {
+        let table = self.image.tables().get(usize::from(layer));
+        table
+            .and_then(|table| table.chunk(chunk).ok())
+            .is_some_and(|chunk| chunk.plain_len as usize == len)
     }
 
     /// The chunk that begins with these tails, one directly after another.
@@ -102,11 +123,15 @@ impl TreeSource<'_> {
 /// A chunk in the packer's words.
 fn stored(whole: WholeChunk) -> Stored {
     Stored {
-        packing: whole.native.map(|NativeBytes { frame, digest }| Packing {
-            compressed: frame,
-            digest: digest.into(),
-        }),
+        packing: whole.native.map(packing),
         plain: whole.plain,
+    }
+}
+
+fn packing(native: NativeBytes) -> Packing {
+    Packing {
+        compressed: native.frame,
+        digest: native.digest.into(),
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::compressor::{Compression, Compressor};
-use crate::pack::layout::{Stored, Tail};
+use crate::pack::layout::{Packing, Stored, Tail};
 use crate::pack::node::Source;
 
 /// Bytes as they go into the file.
@@ -180,8 +180,7 @@ fn serve(
         }
         match work {
             Work::Block { file, at, reply } => {
-                let block = source.block(file, at).map(|stored| packer.block(&stored));
-                let _ = reply.send(block);
+                let _ = reply.send(packer.block_of(source, file, at));
             }
             Work::Bundle { tails, reply } => {
                 let stored = source.bundle(&tails);
@@ -208,6 +207,20 @@ struct Packer {
 }
 
 impl Packer {
+    /// A block that the image has packed as we would is not decoded for that.
+    fn block_of(&mut self, source: &dyn Source, file: u64, at: u64) -> io::Result<Block> {
+        if self.is_native
+            && let Some(Packing {
+                compressed: Some(compressed),
+                digest,
+            }) = source.packed_block(file, at)?
+        {
+            let packed = Packed::Compressed(compressed);
+            return Ok(Some(PackedBlock { packed, digest }));
+        }
+        source.block(file, at).map(|stored| self.block(&stored))
+    }
+
     fn block(&mut self, stored: &Stored) -> Block {
         if is_zero(&stored.plain) {
             return None;
