@@ -12,8 +12,8 @@ use settings::SettingArgs;
 
 use crate::command::{
     build, cache, compact, complete, completion, demo, doctor, exec, hint, index, inspect,
-    instance, mount, profile, ps, pull, push, registry as registries, run, serve, shell, sif, sign,
-    stats, stop, umount, verify,
+    instance, mount, overlay, profile, ps, pull, push, registry as registries, run, serve, shell,
+    sif, sign, stats, stop, umount, verify,
 };
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
@@ -66,6 +66,7 @@ enum Command {
     Pull(pull::Args),
     Push(push::Args),
     Build(build::Args),
+    Overlay(overlay::Args),
     Compact(compact::Args),
     Registry(registries::Args),
     Inspect(inspect::Args),
@@ -184,6 +185,7 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => pull::run(&context, args),
         Command::Push(args) => push::run(&context, args),
         Command::Build(args) => build::run(&context, args),
+        Command::Overlay(args) => overlay::run(args),
         Command::Compact(args) => compact::run(&context, args),
         Command::Registry(args) => registries::run(&context, args),
         Command::Inspect(args) => inspect::run(&context, args),

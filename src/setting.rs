@@ -69,7 +69,7 @@ impl Context {
         &self,
         reference: &Reference,
         progress: &OnProgress,
-        on_top: &OnTop<'_>,
+        on_top: Option<&OnTop<'_>>,
     ) -> Result<Opened, Error> {
         Ok(open_for_programs(
             reference,

@@ -203,6 +203,7 @@ fn shown(source: PathBuf, target: PathBuf) -> BindRequest {
         source,
         target,
         is_read_only: true,
+        within_image: None,
     }
 }
 

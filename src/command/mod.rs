@@ -13,6 +13,7 @@ pub mod index;
 pub mod inspect;
 pub mod instance;
 pub mod mount;
+pub mod overlay;
 pub mod profile;
 pub mod program;
 pub mod ps;

@@ -1,8 +1,6 @@
 //! `sifon mount`: an image on a directory.
 
-use std::cell::Cell;
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,9 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sifon_mount::daemon::{self, Announcer, LaunchError, Mount, MountError, Options, Stop, Target};
 use sifon_mount::fuse::View;
-use sifon_mount::image::Image;
 use sifon_mount::image::history::{History, Plan};
-use sifon_mount::image::open::{Description, OnProgress, Opened, Progress};
+use sifon_mount::image::open::{OnProgress, OnTop, Opened, Progress};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::Lease;
 use sifon_mount::sys::mount::FuseOptions;
@@ -153,32 +150,34 @@ fn opened(
     extras: &Extras,
     progress: &OnProgress,
 ) -> Result<Opened, Error> {
-    if !extras.singularity {
-        return context.open_for_programs(reference, progress, &|_, _| None);
-    }
     let timeout = context.settings.open.registry.timeout;
-    let refused = Cell::new(None);
-    let opened = context.open_for_programs(reference, progress, &|image, description| {
-        singularitys_layer(image, description, reference, timeout).unwrap_or_else(|err| {
-            refused.set(Some(err));
-            None
-        })
+    let opened = with_singularitys_layer(reference, timeout, |on_top| {
+        let on_top = extras.singularity.then_some(on_top);
+        context.open_for_programs(reference, progress, on_top)
     })?;
-    match refused.into_inner() {
-        Some(err) => Err(format!("{reference}: --singularity: {err}").into()),
-        None => Ok(opened),
+    match opened.has_layer_on_top {
+        Err(err) => Err(format!("{reference}: --singularity: {err}").into()),
+        Ok(_) => Ok(opened),
     }
 }
 
-/// What is laid on top of an image so that Singularity takes it for one of its own; none if it is.
-pub(super) fn singularitys_layer(
-    image: &Image,
-    description: &Description,
+/// What `open` gives, which is told what to lay on top of an image so that Singularity takes it for one of its own.
+pub(super) fn with_singularitys_layer<T>(
     reference: &Reference,
     timeout: Duration,
-) -> io::Result<Option<Vec<u8>>> {
-    let origin = Origin::of(&reference.to_string()).with_manifest(description.manifest_digest);
-    pack::layer::layer(image, &description.config, &origin, timeout)
+    open: impl FnOnce(&OnTop<'_>) -> T,
+) -> T {
+    open(&OnTop {
+        name: &format!(
+            "Singularity's names {} of {reference}",
+            pack::layer::VERSION
+        ),
+        layer: &|image, description| {
+            let origin =
+                Origin::of(&reference.to_string()).with_manifest(description.manifest_digest);
+            pack::layer::layer(image, &description.config, &origin, timeout)
+        },
+    })
 }
 
 /// What lives as long as a mount: the record of what is read, and what keeps the image in the store.

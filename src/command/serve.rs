@@ -1,6 +1,5 @@
 //! The process that shows images to programs; see [`crate::container::server`].
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -11,15 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Weak};
 
-use sifon_mount::image::Image;
 use sifon_mount::image::history::{History, Plan};
-use sifon_mount::image::open::{Description, ForPrograms, OnProgress, identify, open_for_programs};
+use sifon_mount::image::open::{ForPrograms, OnProgress, identify, open_for_programs};
 use sifon_mount::reference::Reference;
 use sifon_mount::source::Source;
 use sifon_mount::store::{Settings as StoreSettings, Store};
 use tracing::Level;
 
-use super::mount::singularitys_layer;
+use super::mount::with_singularitys_layer;
 use super::stats;
 use crate::container::client::KIND;
 use crate::container::environment::Variables;
@@ -118,7 +116,8 @@ impl StoredImages {
             settings: request.settings.clone(),
             source,
         });
-        Ok(format!("{manifest} {name}"))
+        let form = if request.is_bare { "bare " } else { "" };
+        Ok(format!("{form}{manifest} {name}"))
     }
 
     /// The place that was asked last, if that was for this request.
@@ -136,21 +135,17 @@ impl StoredImages {
         let reference = Reference::parse(&request.image)?;
         let told = Arc::clone(opening);
         let progress: OnProgress = Arc::new(move |step| told.step(&step));
-        let has_own_scripts = Cell::new(false);
         let timeout = settings.open.registry.timeout;
-        let on_top = |image: &Image, description: &Description| {
-            let top = singularitys_layer(image, description, &reference, timeout);
-            has_own_scripts.set(matches!(top, Ok(None)));
-            top.unwrap_or_else(|err| {
-                tracing::warn!("{reference}: /.singularity.d is left out: {err}");
-                None
-            })
-        };
-        let with = ForPrograms {
-            on_top: &on_top,
-            source: self.asked_for(request),
-        };
-        let opened = open_for_programs(&reference, &settings.open, &store, &progress, with)?;
+        let opened = with_singularitys_layer(&reference, timeout, |on_top| {
+            let with = ForPrograms {
+                on_top: (!request.is_bare).then_some(on_top),
+                source: self.asked_for(request),
+            };
+            open_for_programs(&reference, &settings.open, &store, &progress, with)
+        })?;
+        if let Err(err) = &opened.has_layer_on_top {
+            tracing::warn!("{reference}: /.singularity.d is left out: {err}");
+        }
         let plan = Plan {
             records_profile: !settings.open.no_profile,
             completes: false,
@@ -170,7 +165,7 @@ impl StoredImages {
             command: bytes(&config.cmd),
             working_directory: config.working_dir.clone().into_bytes(),
             user: config.user.clone().into_bytes(),
-            has_own_scripts: has_own_scripts.get(),
+            has_own_scripts: matches!(opened.has_layer_on_top, Ok(false)),
         };
         Ok(Shown {
             image: Arc::clone(&opened.image),

@@ -1,4 +1,6 @@
 //! Bind mounts as users write them: `source[:target[:options]]`, several joined by commas.
+//!
+//! With the option `image-src=PATH` the source is a file with a file system in it, of which that path is shown.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +15,8 @@ pub struct BindRequest {
     pub target: PathBuf,
     /// Whether writing through it is refused.
     pub is_read_only: bool,
+    /// What is shown of the file system in the source; none if the source itself is shown.
+    pub within_image: Option<PathBuf>,
 }
 
 /// Why a text names no bind mount.
@@ -60,6 +64,7 @@ pub fn mounts(text: &OsStr) -> Result<Vec<BindRequest>, BindError> {
 
 fn mount(line: &[u8]) -> Result<BindRequest, &'static str> {
     let (mut source, mut target, mut is_bind, mut is_read_only) = (None, None, true, false);
+    let mut within_image = None;
     for field in quoted_fields(line) {
         let mut parts = field.splitn(2, |&byte| byte == b'=');
         let key = parts.next().unwrap_or_default();
@@ -70,8 +75,9 @@ fn mount(line: &[u8]) -> Result<BindRequest, &'static str> {
             b"source" | b"src" => source = path(),
             b"destination" | b"dst" | b"target" => target = path(),
             b"ro" | b"readonly" => is_read_only = value != Some(b"false"),
-            b"image-src" | b"id" => return Err("binding from an image file is not supported yet"),
-            _ => return Err("unknown word; known are type, source, destination and ro"),
+            b"image-src" => within_image = Some(path_in_image(value.unwrap_or_default())?),
+            b"id" => return Err(PARTITIONS_HAVE_NO_NUMBERS),
+            _ => return Err("unknown word; known are type, source, destination, ro and image-src"),
         }
     }
     if !is_bind {
@@ -88,7 +94,17 @@ fn mount(line: &[u8]) -> Result<BindRequest, &'static str> {
         source,
         target,
         is_read_only,
+        within_image,
     })
+}
+
+const PARTITIONS_HAVE_NO_NUMBERS: &str = "a partition of a SIF cannot be chosen by its number: its root file system is shown, or else its data";
+
+/// What `image-src` names: an absolute path, below the file system's root.
+fn path_in_image(text: &[u8]) -> Result<PathBuf, &'static str> {
+    Some(path(text))
+        .filter(|path| path.is_absolute())
+        .ok_or("image-src must be an absolute path")
 }
 
 /// Fields as in a line of a CSV file: between double quotes a comma is itself, and two double quotes stand for one (RFC 4180).
@@ -135,6 +151,7 @@ fn request(part: &[u8]) -> Result<BindRequest, &'static str> {
         source,
         target,
         is_read_only: false,
+        within_image: None,
     };
     if let Some(options) = options {
         apply(&mut request, options)?;
@@ -150,10 +167,11 @@ fn apply(request: &mut BindRequest, option: &[u8]) -> Result<(), &'static str> {
     match option {
         b"ro" => request.is_read_only = true,
         b"rw" | b"" => request.is_read_only = false,
-        image if image.starts_with(b"image-src=") || image.starts_with(b"id=") => {
-            return Err("binding from an image file is not supported yet");
-        }
-        _ => return Err("the options are ro and rw"),
+        id if id.starts_with(b"id=") => return Err(PARTITIONS_HAVE_NO_NUMBERS),
+        option => match option.strip_prefix(b"image-src=") {
+            Some(path) => request.within_image = Some(path_in_image(path)?),
+            None => return Err("the options are ro, rw and image-src=PATH"),
+        },
     }
     Ok(())
 }
@@ -191,6 +209,14 @@ mod tests {
             source: source.into(),
             target: target.into(),
             is_read_only,
+            within_image: None,
+        }
+    }
+
+    fn from_image(source: &str, target: &str, within: &str) -> BindRequest {
+        BindRequest {
+            within_image: Some(within.into()),
+            ..bind(source, target, false)
         }
     }
 
@@ -213,6 +239,18 @@ mod tests {
             (r"/a\:b:/c", vec![bind("/a:b", "/c", false)]),
             (r"/a\,b", vec![bind("/a,b", "/a,b", false)]),
             (r"/a\\b", vec![bind(r"/a\\b", r"/a\\b", false)]),
+            ("x.sif:/b:image-src=/", vec![from_image("x.sif", "/b", "/")]),
+            (
+                r"/x:/b:image-src=/c\,d,/e",
+                vec![from_image("/x", "/b", "/c,d"), bind("/e", "/e", false)],
+            ),
+            (
+                "/x:/b:ro,image-src=/c",
+                vec![BindRequest {
+                    is_read_only: true,
+                    ..from_image("/x", "/b", "/c")
+                }],
+            ),
         ] {
             assert_eq!(requests(OsStr::new(text)), Ok(expected), "{text}");
         }
@@ -236,6 +274,10 @@ mod tests {
                 r#"type=bind,"src=/a""b",dst=/c"#,
                 bind("/a\"b", "/c", false),
             ),
+            (
+                "type=bind,src=/x.sif,dst=/b,image-src=/c",
+                from_image("/x.sif", "/b", "/c"),
+            ),
         ] {
             assert_eq!(mounts(OsStr::new(text)), Ok(vec![expected]), "{text}");
         }
@@ -245,6 +287,8 @@ mod tests {
             "type=bind,src=/a",
             "type=bind,src=/a,dst=b",
             "type=bind,src=/a,dst=/b,wrong",
+            "type=bind,src=/a,dst=/b,image-src=c",
+            "type=bind,src=/a,dst=/b,image-src=/,id=2",
         ] {
             assert!(mounts(OsStr::new(text)).is_err(), "{text}");
         }
@@ -257,7 +301,8 @@ mod tests {
             "/a:b",
             "/a:/b:noexec",
             "/a:/b:ro:x",
-            "/a:/b:image-src=/c",
+            "/a:/b:image-src=c",
+            "/a:/b:image-src=/c,id=2",
             "a:b",
         ] {
             assert!(requests(OsStr::new(text)).is_err(), "{text}");

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MoveMountFlags, UnmountFlags};
 use sifon_mount::sys::namespace;
 
 use super::devices;
@@ -27,6 +27,14 @@ const IDENTITY_BYTES_LIMIT: u64 = 4 << 20;
 /// How often a lookup is tried again while somebody renames directories on its way.
 const LOOKUP_TRIES: usize = 64;
 
+/// Where what is shown comes from, beside the host's paths.
+pub struct Sources<'a> {
+    /// For [`Source::FromImage`].
+    pub from_images: &'a [OwnedFd],
+    /// Who is added to the image's lists of users and groups.
+    pub identity: &'a Identity,
+}
+
 /// Makes `binds` below `image`, the root directory of an image in this process's own mount namespace.
 /// `placed` says where the server sees each target. One that is not required and cannot be made is
 /// left out, with a warning.
@@ -34,8 +42,9 @@ pub fn make(
     image: &OwnedFd,
     binds: &[Bind],
     placed: &[Placed],
-    identity: &Identity,
+    sources: &Sources<'_>,
 ) -> Result<(), Error> {
+    let identity = sources.identity;
     if binds.len() != placed.len() {
         return Err(Error::Refused(
             "the server answered for other binds than were asked for".into(),
@@ -49,7 +58,7 @@ pub fn make(
             placed,
         };
         let made = match &bind.source {
-            Source::Host(_) | Source::Processes | Source::Stage => continue,
+            Source::Host(_) | Source::FromImage(_) | Source::Processes | Source::Stage => continue,
             Source::Passwd => show_file(&target, &stage, |own| identity::passwd(own, identity)),
             Source::Group => show_file(&target, &stage, |own| identity::group(own, identity)),
             Source::Text(text) => show_text(&target, &stage, text),
@@ -67,6 +76,12 @@ pub fn make(
         };
         match &bind.source {
             Source::Host(source) => settle(bind, attach(&target, source, &stage))?,
+            Source::FromImage(number) => {
+                settle(
+                    bind,
+                    show_tree(&target, &sources.from_images[*number], &stage),
+                )?;
+            }
             Source::Processes => settle(bind, show_processes(&target))?,
             _ => {}
         }
@@ -111,6 +126,22 @@ fn attach(target: &Target<'_>, source: &Path, stage: &Stage) -> Result<(), Error
         make_read_only(target).map_err(|err| Error::system(failed("read-only"), err))?;
     }
     Ok(())
+}
+
+/// Attaches a mount that is attached nowhere.
+fn show_tree(target: &Target<'_>, tree: &OwnedFd, stage: &Stage) -> Result<(), Error> {
+    let Target { bind, placed, .. } = target;
+    let path = bind.target.display();
+    let failed = |problem: &str| format!("bind of an image to {path}: {problem}");
+    let again = || stage.target(target);
+    let onto = again().map_err(|err| target_error(failed, placed, err))?;
+    require_same_kind(tree, &onto).map_err(|problem| Error::Refused(failed(problem)))?;
+    mounted(onto, again, |onto| {
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(tree, "", onto, "", flags)
+    })
+    .map_err(|err| Error::system(failed("mount refused"), err))
 }
 
 /// How often a target is opened anew.

@@ -162,12 +162,14 @@ impl Server {
         }
     }
 
-    /// A mount of an image that the server of `group` shows, attached nowhere. The image is there as long as the mount.
+    /// A mount of what lies at `part` in an image that the server of `group` shows, attached nowhere. The image is there as long as the
+    /// mount. Symlinks of the image lead to its own files only.
     pub fn tree(
         group: &Group,
         verb: &str,
         kind: &str,
         request: Request,
+        part: &Path,
         hears: &dyn Hears,
     ) -> Result<OwnedFd, Error> {
         let made = namespaces::in_another_process(|| {
@@ -175,7 +177,11 @@ impl Server {
             let (_, joinable, joining) = server.ask(request, Privilege::of_caller(), hears)?;
             let image = namespaces::join(joinable)?;
             joining.done()?;
-            let path = format!("/proc/self/fd/{}", image.as_raw_fd());
+            let shown = match part == Path::new("/") {
+                true => image,
+                false => namespaces::path_in(&image, part)?,
+            };
+            let path = format!("/proc/self/fd/{}", shown.as_raw_fd());
             Ok(vec![outside::tree(Path::new(&path))?])
         })?;
         let mut made = made.into_iter();

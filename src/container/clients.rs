@@ -2,6 +2,7 @@
 //!
 //! A container is known by one of its processes, first the one that its client became. When that ends, another one is looked for.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -13,12 +14,18 @@ use rustix::process::{Pid, PidfdFlags};
 /// that was not there yet.
 const LOOKS: usize = 2;
 
+/// Containers whose known process has ended, and that are not looked into while others of the same image run: a look reads all of
+/// /proc, and each such container holds two descriptors.
+const UNKNOWN_LIMIT: usize = 64;
+
 /// A container.
 #[derive(Debug)]
 pub struct Client {
     pid: Pid,
     /// None on kernels before 5.3.
     handle: Option<OwnedFd>,
+    /// Whether that has been noticed to have ended.
+    has_ended: bool,
     /// Inode number of the mount namespace; none while it is not made yet.
     mount_namespace: Option<u64>,
     /// That namespace: as long as this is open, its number is nobody else's. None if it could not be opened.
@@ -31,6 +38,7 @@ impl Client {
         Self {
             pid,
             handle: rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok(),
+            has_ended: false,
             mount_namespace: None,
             held: None,
         }
@@ -53,35 +61,31 @@ impl Client {
         self.held = opened.filter(is_it);
     }
 
-    /// What becomes readable when the process ends; none if it has to be looked at now and then.
+    /// What becomes readable when the process ends; none if that was noticed already, or has to be looked for.
     pub fn handle(&self) -> Option<BorrowedFd<'_>> {
-        self.handle.as_ref().map(AsFd::as_fd)
+        let handle = self.handle.as_ref().filter(|_| !self.has_ended);
+        handle.map(AsFd::as_fd)
     }
 
-    /// Whether the container still has processes. If the known one has ended, another is found.
-    pub fn lives(&mut self) -> bool {
-        if self.is_running() {
-            return true;
+    /// Whether it has to be looked at now and then, because the kernel does not tell when it ends.
+    pub fn must_be_looked_at(&self) -> bool {
+        self.handle.is_none()
+    }
+
+    /// The container, known by another process.
+    fn known_by(self, pid: Pid) -> Self {
+        Self {
+            mount_namespace: self.mount_namespace,
+            held: self.held,
+            ..Self::of(pid)
         }
-        let Some(namespace) = self.mount_namespace else {
-            return false;
-        };
-        for _ in 0..LOOKS {
-            if let Some(pid) = process_in(namespace) {
-                *self = Self {
-                    mount_namespace: Some(namespace),
-                    held: self.held.take(),
-                    ..Self::of(pid)
-                };
-                return true;
-            }
-        }
-        self.held = None;
-        false
     }
 
     /// Whether the process it is known by has not ended.
     fn is_running(&self) -> bool {
+        if self.has_ended {
+            return false;
+        }
         match &self.handle {
             Some(handle) => {
                 let mut watched = [rustix::event::PollFd::new(
@@ -104,20 +108,51 @@ impl Client {
     }
 }
 
-/// A process in the mount namespace of this inode number.
-fn process_in(mount_namespace: u64) -> Option<Pid> {
-    for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        // A zombie's cannot be looked at.
-        let namespace = fs::metadata(entry.path().join("ns/mnt"));
-        if namespace.is_ok_and(|of| of.ino() == mount_namespace) {
-            return Pid::from_raw(pid);
-        }
+/// Forgets those of an image's containers that have no process any more. If the known one has ended, another is found, but not
+/// before that matters: while some run, the others may wait.
+pub fn forget_empty(clients: &mut Vec<Client>) {
+    let mut unknown = 0;
+    for client in &mut *clients {
+        client.has_ended = !client.is_running();
+        unknown += usize::from(client.has_ended);
     }
-    None
+    if unknown == clients.len() || unknown > UNKNOWN_LIMIT {
+        find_others(clients);
+    }
+}
+
+/// Forgets all that have no process, and knows each of the others by one that runs.
+pub fn find_others(clients: &mut Vec<Client>) {
+    let (mut known, mut unknown): (Vec<_>, Vec<_>) =
+        clients.drain(..).partition(Client::is_running);
+    for _ in 0..LOOKS {
+        unknown.retain(|client| client.mount_namespace.is_some());
+        if unknown.is_empty() {
+            break;
+        }
+        let processes = processes();
+        let of = |client: &Client| processes.get(&client.mount_namespace?).copied();
+        let (found, not_found) = unknown.into_iter().partition(|client| of(client).is_some());
+        unknown = not_found;
+        let found: Vec<Client> = found;
+        known.extend(found.into_iter().filter_map(|client| {
+            let pid = of(&client)?;
+            Some(client.known_by(pid))
+        }));
+    }
+    *clients = known;
+}
+
+/// A process in each mount namespace, by its inode number.
+fn processes() -> HashMap<u64, Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let in_namespace = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // A zombie's cannot be looked at.
+        let namespace = fs::metadata(entry.path().join("ns/mnt")).ok()?;
+        Some((namespace.ino(), Pid::from_raw(pid)?))
+    };
+    entries.filter_map(in_namespace).collect()
 }
 
 /// The inode number of this process's mount namespace.
@@ -135,14 +170,40 @@ mod tests {
     fn a_container_lives_as_long_as_a_process_in_its_namespace() {
         let here = own_mount_namespace().unwrap();
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-        let mut alone = Client::of(Pid::from_child(&child));
-        let mut shared = Client::of(Pid::from_child(&child));
+        let of_child = || Client::of(Pid::from_child(&child));
+        let (alone, mut shared) = (of_child(), of_child());
         shared.is_in(here);
-        assert!(alone.lives() && shared.lives());
+        let mut clients = vec![alone, shared];
+        forget_empty(&mut clients);
+        assert_eq!(clients.len(), 2);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!alone.lives());
-        assert!(shared.lives(), "this process is in the namespace");
-        assert_ne!(shared.pid(), Pid::from_child(&child));
+        forget_empty(&mut clients);
+        let [client] = clients.as_slice() else {
+            panic!("only this process is in the namespace");
+        };
+        assert_ne!(client.pid(), Pid::from_child(&child));
+        assert!(client.handle().is_some());
+    }
+
+    #[test]
+    fn containers_that_may_be_empty_are_looked_into_when_no_other_runs_or_many_wait() {
+        let ended = || {
+            let mut child = Command::new("true").spawn().unwrap();
+            let client = Client::of(Pid::from_child(&child));
+            child.wait().unwrap();
+            client
+        };
+        let running = || Client::of(rustix::process::getpid());
+        let mut clients = vec![ended(), running(), ended()];
+        forget_empty(&mut clients);
+        assert_eq!(clients.len(), 3);
+        assert_eq!(clients.iter().filter_map(Client::handle).count(), 1);
+        clients.extend((0..UNKNOWN_LIMIT).map(|_| ended()));
+        forget_empty(&mut clients);
+        assert_eq!(clients.len(), 1);
+        let mut clients = vec![ended(), ended()];
+        forget_empty(&mut clients);
+        assert!(clients.is_empty());
     }
 }

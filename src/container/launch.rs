@@ -11,9 +11,9 @@ use rustix::fs::Mode;
 use sifon_mount::sys::namespace::{self, Parts};
 
 use super::app;
-use super::binds;
+use super::binds::{self, Sources};
 use super::client::{Hears, Server};
-use super::environment::{self, Sources, Variables};
+use super::environment::{self, Variables};
 use super::error::Error;
 use super::identity::Identity;
 use super::instance::Detached;
@@ -31,9 +31,11 @@ pub struct Launch<'a> {
     /// What it will see of the host.
     pub plan: &'a Plan,
     /// What its environment is made from; the image's part comes from the server.
-    pub environment: Sources,
+    pub environment: environment::Sources,
     /// The settings with which the server opens the image.
     pub settings: serde_json::Value,
+    /// What it will see of file systems in files, as [`Plan`] counts them; mounts that are attached nowhere.
+    pub from_images: Vec<OwnedFd>,
     /// The image, in words that do not depend on a directory.
     pub image: OsString,
     /// How long the image stays mounted after its last program.
@@ -86,6 +88,7 @@ impl Launch<'_> {
             image: self.image.clone(),
             targets: targets(self.plan),
             linger: self.linger,
+            is_bare: false,
         };
         let (ready, joinable, joining) = server.ask(request, privilege, self.hears)?;
         let image = namespaces::join(joinable)?;
@@ -125,7 +128,11 @@ impl Launch<'_> {
         image: &OwnedFd,
         words: impl FnOnce(&Ready, &Variables) -> Result<Vec<OsString>, Error>,
     ) -> Result<Infallible, Error> {
-        binds::make(image, &self.plan.binds, &ready.targets, self.identity)?;
+        let sources = Sources {
+            from_images: &self.from_images,
+            identity: self.identity,
+        };
+        binds::make(image, &self.plan.binds, &ready.targets, &sources)?;
         namespaces::change_root(image)?;
         let mut directories = self.plan.directories.clone();
         if self.starts_where_image_says && !ready.working_directory.is_empty() {
@@ -137,7 +144,7 @@ impl Launch<'_> {
         if let Some(umask) = self.umask {
             rustix::process::umask(Mode::from_raw_mode(umask));
         }
-        let sources = Sources {
+        let sources = environment::Sources {
             image: app::environment(self.environment.app.as_deref(), &ready.environment)?,
             ..self.environment
         };

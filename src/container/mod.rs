@@ -19,6 +19,8 @@ pub mod scripts;
 pub mod app;
 pub mod subids;
 
+pub mod ext;
+
 pub mod plan;
 
 pub mod wire;

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::WaitOptions;
@@ -443,6 +443,19 @@ pub fn mount_fuse(target: &str, privilege: Privilege) -> Result<OwnedFd, Error> 
             }
             _ => Error::system("mount of the image", err),
         }
+    })
+}
+
+/// What lies at `path` for a process whose root directory is the image's, `root`.
+pub fn path_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Error> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(|err| Error::System {
+        action: format!("{} in the image", path.display()),
+        source: err.into(),
+        hint: matches!(err, Errno::NOSYS | Errno::PERM).then(|| {
+            "that needs Linux 5.6; where it is older, bind all of the file: image-src=/".into()
+        }),
     })
 }
 

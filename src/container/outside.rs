@@ -24,6 +24,7 @@ use sifon_mount::sys::answer::answer_of;
 use sifon_mount::sys::{descriptor, namespace};
 
 use super::error::Error;
+use super::ext::DIRECTORIES;
 use super::namespaces::in_another_process;
 use super::subids::found;
 
@@ -84,8 +85,8 @@ pub fn overlay(lower: &[PathBuf], upper: Option<&Upper<'_>>, onto: &Path) -> Res
                     action: format!("directories upper and work in {}", file.display()),
                     source,
                     hint: Some(
-                        "make the file with directories upper and work of your own in it, as `apptainer overlay create` and \
-                         `mke2fs -d` do"
+                        "the file's root directory is another user's: install e2fsprogs, which has debugfs, or make the file with \
+                         `sifon overlay create`"
                             .into(),
                     ),
                 })?;
@@ -102,7 +103,7 @@ pub fn overlay(lower: &[PathBuf], upper: Option<&Upper<'_>>, onto: &Path) -> Res
 }
 
 fn directories_of_an_overlay(above: &Path) -> io::Result<()> {
-    ["upper", "work"]
+    DIRECTORIES
         .into_iter()
         .try_for_each(|name| fs::create_dir_all(above.join(name)))
 }
@@ -111,11 +112,12 @@ fn directories_of_an_overlay(above: &Path) -> io::Result<()> {
 pub fn tree(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     rustix::mount::open_tree(CWD, path, flags).map_err(|err| Error::System {
-        action: "mount of an image that lies over another".into(),
+        action: "mount of what a file holds".into(),
         source: err.into(),
         // EPERM is what filters of system calls answer that do not know this one.
         hint: matches!(err, Errno::NOSYS | Errno::PERM).then(|| {
-            "that needs Linux 5.2; where it is older, `sifon build --sandbox DIR/upper IMAGE` and `--overlay DIR:ro` do the same"
+            "that needs Linux 5.2; where it is older, bind the directory that `sifon build --sandbox DIR FILE` unpacks, or lay \
+             it over the image as DIR/upper of `--overlay DIR:ro`"
                 .into()
         }),
     })

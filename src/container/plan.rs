@@ -21,6 +21,8 @@ pub enum TargetKind {
 pub struct Options {
     /// `--bind` and `--mount`, in order.
     pub binds: Vec<BindRequest>,
+    /// What those of them show that come from file systems in files, in the same order.
+    pub from_images: Vec<TargetKind>,
     /// `--home`: what is shown as home, and where.
     pub home: Option<(PathBuf, PathBuf)>,
     /// `--no-home`.
@@ -96,6 +98,8 @@ pub enum Source {
     Stage,
     /// A path of the host, with everything mounted below it.
     Host(PathBuf),
+    /// Part of a file system in a file: the one of this number in [`Options::from_images`].
+    FromImage(usize),
     /// The image's /etc/passwd with the caller in it.
     Passwd,
     /// The image's /etc/group with the caller's groups in it.
@@ -158,8 +162,17 @@ pub fn plan(options: &Options, host: &Host<'_>) -> Result<Plan, Error> {
         binds.extend(current_directory(&binds, options, host, directory));
     }
     binds.extend(resolver(options, host));
+    let mut from_images = options.from_images.iter().enumerate();
     for request in &options.binds {
-        binds.push(asked_for(request, host)?);
+        binds.push(match &request.within_image {
+            None => asked_for(request, host)?,
+            Some(_) => {
+                let shown = from_images.next();
+                let (number, &kind) = shown.expect("every image that a bind names was opened");
+                let source = Source::FromImage(number);
+                users_own(request, host, source, kind)
+            }
+        });
     }
     for request in &options.driver {
         let bind = asked_for(request, host)?;
@@ -331,19 +344,24 @@ fn asked_for(request: &BindRequest, host: &Host<'_>) -> Result<Bind, Error> {
         None => return Err(missing()),
     };
     let kind = (host.kind_of)(&source).ok_or_else(missing)?;
+    Ok(users_own(request, host, Source::Host(source), kind))
+}
+
+/// The bind that a user asked for, of what that turned out to be.
+fn users_own(request: &BindRequest, host: &Host<'_>, source: Source, kind: TargetKind) -> Bind {
     let target = match host.directory {
         Some(directory) => directory.join(&request.target),
         None => request.target.clone(),
     };
-    Ok(Bind {
-        source: Source::Host(source),
+    Bind {
+        source,
         target,
         kind,
         is_read_only: request.is_read_only,
         is_required: true,
         if_missing: IfMissing::Add,
         covers_link: false,
-    })
+    }
 }
 
 /// The current directory, unless the program sees it anyway or must see the image's.
@@ -453,6 +471,7 @@ mod tests {
 
     fn bind(source: &str, target: &str) -> BindRequest {
         BindRequest {
+            within_image: None,
             source: source.into(),
             target: target.into(),
             is_read_only: false,

@@ -22,7 +22,7 @@ use sifon_mount::image::Owners;
 use sifon_mount::sys::{descriptor, process};
 
 use super::attended::{Ended, while_connected};
-use super::clients::Client;
+use super::clients::{self, Client};
 use super::error::Error;
 use super::images::{Images, Opening, Outcome, Shown, Teller};
 use super::meeting;
@@ -219,12 +219,8 @@ impl Server {
             let Slot::Mounted(mounted) = slot else {
                 continue;
             };
-            mounted.clients.retain_mut(Client::lives);
-            if mounted
-                .clients
-                .iter()
-                .any(|client| client.handle().is_none())
-            {
+            clients::forget_empty(&mut mounted.clients);
+            if mounted.clients.iter().any(Client::must_be_looked_at) {
                 sooner(now + LOOK_INTERVAL);
             }
             if !mounted.clients.is_empty() {
@@ -612,12 +608,12 @@ impl Server {
             Slot::Mounted(mounted) => Some(ImageStatus {
                 image: mounted.shared.image.clone(),
                 digest: mounted.shared.digest.clone(),
-                clients: mounted
-                    .clients
-                    .iter_mut()
-                    .filter_map(|client| client.lives().then_some(client.pid()))
-                    .map(|pid| pid.as_raw_nonzero().get().unsigned_abs())
-                    .collect(),
+                clients: {
+                    clients::find_others(&mut mounted.clients);
+                    let pids = mounted.clients.iter().map(Client::pid);
+                    pids.map(|pid| pid.as_raw_nonzero().get().unsigned_abs())
+                        .collect()
+                },
                 idle: mounted.idle_since.map(|since| since.elapsed()),
             }),
             Slot::Opening(_) => None,

@@ -50,6 +50,8 @@ pub struct Request {
     pub targets: Vec<Target>,
     /// How long the image stays mounted when nobody uses it any more.
     pub linger: Duration,
+    /// Whether it is wanted for its files only, without what Singularity looks for in an image.
+    pub is_bare: bool,
 }
 
 /// What a client says when it was told to mount ([`Reply::Mount`]); the descriptors of its mount come along: the connection to

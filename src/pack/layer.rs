@@ -16,6 +16,9 @@ use super::image::TreeSource;
 use super::kept;
 use super::singularity::{Config, Origin, Texts};
 
+/// Changes when the same image, configuration and origin are given another layer than before.
+pub const VERSION: u32 = 1;
+
 /// The layer as a tar stream, with the names that a SIF of `image` would have beside the image's own; none if the image is a
 /// file of Singularity's, which brings its scripts. The same image, configuration and origin give the same bytes.
 pub fn layer(

@@ -170,18 +170,26 @@ impl Machine {
 
     /// Covers a file of the machine with one that says something else, for a machine with a place of its own only.
     pub fn cover(&self, file: &str, content: &str) {
-        let place = self.place.as_ref().expect("a plain user's machine");
         let other = self.directory().join(file.replace('/', "_"));
         fs::write(&other, content).unwrap();
         readable_for_all(&other);
+        let other = other.display().to_string();
+        self.prepare("mount --bind \"$2\" \"$3\"", &[&other, file]);
+    }
+
+    /// Changes what the machine looks like, by a root's shell; `$1` is its directory. For one with a place of its own only.
+    pub fn prepare(&self, script: &str, arguments: &[&str]) {
+        let place = self.place.as_ref().expect("a plain user's machine");
         let mut command = Command::new("nsenter");
-        command.arg(format!("--mount=/proc/{}/ns/mnt", place.0.id()));
-        let done = command
-            .args(["mount", "--bind"])
-            .arg(&other)
-            .arg(file)
-            .status();
-        assert!(done.unwrap().success(), "{file}");
+        command
+            .arg(format!("--mount=/proc/{}/ns/mnt", place.0.id()))
+            .args(["sh", "-ec", script, "sh"])
+            .arg(self.directory())
+            .args(arguments);
+        assert!(
+            command.status().unwrap().success(),
+            "{script} {arguments:?}"
+        );
     }
 
     /// A program run as the caller, with sifon's store in this machine's directory.

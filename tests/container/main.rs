@@ -11,15 +11,18 @@ mod machine;
 mod namespace;
 
 mod apps;
+mod data;
 mod doctor;
 mod environment;
 mod fakeroot;
+mod gpu;
 mod hostile;
 mod leftovers;
 mod older;
 mod options;
 mod oracle;
 mod overlay;
+mod places;
 mod process;
 mod pulls;
 mod script;

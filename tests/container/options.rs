@@ -304,6 +304,35 @@ fn the_images_directory_is_entered_on_request_only() {
 }
 
 #[test]
+fn limits_of_resources_are_refused_with_the_ways_to_have_them() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let output = |option: &str, value: &str| {
+            let mut command = machine.exec(&image, &[option, value], &["true"]);
+            let output = command.output().unwrap();
+            (output.status.code(), complaint(&output))
+        };
+        for option in ["--memory", "--cpus", "--pids-limit", "--apply-cgroups"] {
+            let (status, said) = output(option, "1");
+            assert_eq!(status, Some(255), "{said}");
+            assert!(
+                said.contains(option) && said.contains("systemd-run"),
+                "{said}"
+            );
+        }
+        let mut command = machine.exec(&image, &[], &["true"]);
+        let refused = command.env("APPTAINER_MEMORY", "1G").output().unwrap();
+        assert_eq!(refused.status.code(), Some(255));
+        // Always so.
+        assert_eq!(
+            machine.says(&image, &["--sharens"], "echo shared"),
+            "shared"
+        );
+        machine.wait_for_all();
+    }
+}
+
+#[test]
 fn it_answers_to_singularitys_names() {
     for (name, arguments, code, said) in [
         (

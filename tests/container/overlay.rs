@@ -96,6 +96,89 @@ fn what_is_written_into_an_ext3_file_is_there_the_next_time() {
 }
 
 #[test]
+fn a_file_of_mke2fs_is_given_what_an_overlay_needs() {
+    if !is_here(&["mke2fs", "debugfs", "fuse2fs", "fuse-overlayfs"]) {
+        return;
+    }
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        for options in [&["--overlay"][..], &["--fakeroot", "--overlay"]] {
+            let file = machine.directory().join("plain.img");
+            let made = Command::new("/sbin/mke2fs")
+                .args(["-q", "-F", "-t", "ext3"])
+                .arg(&file)
+                .arg("8M")
+                .status();
+            assert!(made.unwrap().success());
+            std::os::unix::fs::chown(&file, Some(machine.uid()), None).unwrap();
+            let file = file.display().to_string();
+            let options = [options, &[&*file]].concat();
+            for _ in 0..2 {
+                let script = "echo more >> /of/kept && cat /of/kept";
+                machine.says(&image, &options, script);
+                machine.wait_for_all();
+            }
+            assert_eq!(machine.says(&image, &options, "cat /of/kept"), "more\nmore");
+            machine.wait_for_all();
+        }
+    }
+}
+
+#[test]
+fn files_for_overlays_are_made_as_apptainer_makes_them() {
+    if !is_here(&["mke2fs", "debugfs", "fuse2fs", "fuse-overlayfs"]) {
+        return;
+    }
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let create = |words: &[&str]| {
+            let mut command = machine.program(env!("CARGO_BIN_EXE_sifon"));
+            command.args(["overlay", "create"]).args(words);
+            let output = command.output().unwrap();
+            (output.status.code(), complaint(&output))
+        };
+        let there = |file: &str| fs::metadata(machine.directory().join(file));
+        let made = (Some(0), String::new());
+        for (options, file, fakeroot) in [
+            (
+                &["--size", "64", "--create-dir", "/opt/a b/c"][..],
+                "a.img",
+                None,
+            ),
+            (
+                &["-s", "64", "-S", "-f", "--create-dir", "/opt/a b/c"],
+                "f.img",
+                Some("-f"),
+            ),
+        ] {
+            assert_eq!(create(&[options, &[file]].concat()), made);
+            let options: Vec<&str> = fakeroot.into_iter().chain(["--overlay", file]).collect();
+            let script = "echo x > '/opt/a b/c/x' && cat '/opt/a b/c/x' && ls /of";
+            assert_eq!(machine.says(&image, &options, script), "x\nimage");
+            machine.wait_for_all();
+        }
+        use std::os::unix::fs::MetadataExt;
+        let blocks = |file: &str| there(file).unwrap().blocks();
+        assert_eq!(there("a.img").unwrap().len(), 64 << 20);
+        assert!(blocks("f.img") < blocks("a.img") / 2);
+        for (words, complaint) in [
+            (
+                &["--size", "63", "b.img"][..],
+                "equal or greater than 64 MiB",
+            ),
+            (&["a.img"], "is there already"),
+            (&["--create-dir", "../x", "b.img"], "leads out of the image"),
+            (&["nonesuch/b.img"], "nonesuch/b.img"),
+        ] {
+            let (status, said) = create(words);
+            assert_eq!(status, Some(255), "{said}");
+            assert!(said.contains(complaint), "{said}");
+            assert!(there("b.img").is_err(), "{words:?}");
+        }
+    }
+}
+
+#[test]
 fn a_sif_or_squashfs_lies_over_the_image() {
     if !is_here(&["mksquashfs"]) {
         return;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -60,6 +61,62 @@ fn programs_of_one_job_share_a_server_a_mount_and_a_user_namespace() {
         assert_eq!(images[0]["clients"], Value::Array(vec![]));
         assert!(servers[0]["memory_bytes"].as_u64().unwrap() > 0);
         machine.stop();
+    }
+}
+
+/// Says where a text lies in its memory, and waits; others may look, as MPI's libraries say.
+const TASK: &str = r#"
+    $| = 1;
+    syscall($ARGV[0], 0x59616d61, -1, 0, 0, 0);
+    $text = "memory of a task";
+    printf "%d %d %d\n", $$, unpack("J", pack("p", $text)), length $text;
+    <STDIN>;"#;
+
+/// Reads what lies there in another task's memory, by process_vm_readv(2).
+const READER: &str = r#"
+    ($call, $pid, $at, $len) = map { $_ + 0 } @ARGV;
+    $buffer = "\0" x $len;
+    $here = pack("J2", unpack("J", pack("p", $buffer)), $len);
+    $there = pack("J2", $at, $len);
+    print syscall($call, $pid, $here, 1, $there, 1, 0) < 0 ? "error $!" : $buffer;"#;
+
+/// What MPI does between the tasks of a node (CMA), which the kernel allows in one user namespace only.
+#[test]
+fn tasks_of_one_job_read_each_others_memory() {
+    // Debian has perl everywhere, and it can say any system call.
+    if !Path::new("/usr/bin/perl").exists() {
+        return eprintln!("skipped: no perl");
+    }
+    let Some(image) = small() else { return };
+    let (control, read) = match cfg!(target_arch = "aarch64") {
+        true => ("167", "270"),
+        false => ("157", "310"),
+    };
+    let libraries = ["/lib", "/lib64"]
+        .into_iter()
+        .filter(|path| Path::new(path).exists());
+    let binds: Vec<&str> = ["/usr"].into_iter().chain(libraries).collect();
+    let binds = binds.join(",");
+    for machine in machines() {
+        let perl = |script, arguments: &[&str]| {
+            let words = ["/usr/bin/perl", "-e", script];
+            machine.exec(&image, &["-B", &binds], &[&words, arguments].concat())
+        };
+        let (mut task, place) = started(&mut perl(TASK, &[control]));
+        let place: Vec<&str> = [read].into_iter().chain(place.split(' ')).collect();
+        let reader = perl(READER, &place).output().unwrap();
+        let said = String::from_utf8_lossy(&reader.stdout);
+        assert_eq!(said, "memory of a task", "{}", complaint(&reader));
+        if !machine.is_root() {
+            // Another job's programs are strangers.
+            let mut stranger = perl(READER, &place);
+            let stranger = stranger.env("SLURM_JOB_ID", "another").output().unwrap();
+            let said = String::from_utf8_lossy(&stranger.stdout);
+            assert!(said.contains("not permitted"), "{said}");
+        }
+        task.kill().unwrap();
+        task.wait().unwrap();
+        machine.wait_for_all();
     }
 }
 

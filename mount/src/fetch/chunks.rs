@@ -229,6 +229,24 @@ impl ChunkSource for Chunks {
 }
 
 impl Chunks {
+    /// Has these bytes of a chunk in memory, if they can be had.
+    pub fn decode_ahead(&self, key: (u16, ChunkIndex), bytes: &Range<usize>, deadline: Instant) {
+        let Ok(source) = self.layer(key.0) else {
+            return;
+        };
+        if !source.is_cut(key.1).unwrap_or(false) {
+            drop(self.chunk(key.0, key.1, deadline));
+            return;
+        }
+        let mut at = bytes.start;
+        while at < bytes.end {
+            match self.piece(source, key, at..bytes.end, deadline) {
+                Ok((from, piece)) if from + piece.len() > at => at = from + piece.len(),
+                _ => return,
+            }
+        }
+    }
+
     /// A piece of a chunk that is cut, the one with its plain byte `wanted.start`, and where in the chunk it begins. If need be
     /// the chunk is decoded until `wanted` ends.
     fn piece(

@@ -97,6 +97,17 @@ impl Chunks {
         })
     }
 
+    /// Waits until the packed bytes of a chunk that are on their way, or about to be, are here. Whether they are, by the deadline.
+    pub fn await_packed(&self, (layer, index): (u16, ChunkIndex), deadline: Instant) -> bool {
+        let Some(place) = self.place(layer, index) else {
+            return false;
+        };
+        match &self.layers[usize::from(layer)].packed {
+            Packed::Remote(remote) => remote.await_here(&place, deadline),
+            Packed::Native(_) | Packed::Local(_) => true,
+        }
+    }
+
     /// The chunks that the builders of the layers want fetched at once.
     pub fn leads(&self) -> Vec<(u16, ChunkIndex)> {
         let layers = self.layers.iter().zip(0u16..);

@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use super::blocks::{BLOCK_BYTES, blocks_of};
 use super::spare::Spare;
 use crate::blob::Blob;
+use crate::layer::decode::scratch::Scratch;
 use crate::store::Store;
 
 /// So many bytes of zeros are taken for a hole: nearly no packed bytes look like that, and those that do are only
@@ -122,18 +123,18 @@ impl PackedCopy {
     }
 
     /// The bytes from `at` on, those in `spare` from there; `None` where they are known not to be right.
-    pub(super) fn read(&self, at: u64, len: usize, spare: &Spare) -> Option<Vec<u8>> {
+    pub(super) fn read(&self, at: u64, len: usize, spare: &Spare) -> Option<Scratch> {
         if self.seals_at.is_some() {
             return self.unsealed(at, len, spare);
         }
-        let mut bytes = vec![0; len];
+        let mut bytes = Scratch::of(len);
         self.file.read_exact_at(&mut bytes, at).ok()?;
         spare.overlay(&mut bytes, at);
         Some(bytes)
     }
 
     /// The same, after a look at the seals of all blocks that have a byte in it.
-    fn unsealed(&self, at: u64, len: usize, spare: &Spare) -> Option<Vec<u8>> {
+    fn unsealed(&self, at: u64, len: usize, spare: &Spare) -> Option<Scratch> {
         let end = at.checked_add(len as u64).filter(|&end| end <= self.size)?;
         let blocks = blocks_of(&(at..end));
         let start = blocks.start * BLOCK_BYTES;
@@ -149,7 +150,7 @@ impl PackedCopy {
         blocks.zip(pieces).zip(&seals).all(is_right).then(|| {
             bytes.truncate((end - start) as usize);
             bytes.drain(..(at - start) as usize);
-            bytes
+            bytes.into()
         })
     }
 
@@ -233,6 +234,7 @@ mod tests {
 
     fn read(copy: &PackedCopy, at: u64, len: usize) -> Option<Vec<u8>> {
         copy.read(at, len, &Spare::default())
+            .map(|bytes| bytes.to_vec())
     }
 
     #[test]
@@ -280,7 +282,7 @@ mod tests {
         let spare = Spare::default();
         spare.keep(1, &vec![9; BLOCK_BYTES as usize]);
         let bytes = copy.read(BLOCK_BYTES + 5, 10, &spare).unwrap();
-        assert_eq!(bytes, [9; 10]);
+        assert_eq!(*bytes, [9; 10]);
         assert_eq!(copy.read(BLOCK_BYTES - 1, 2, &spare), None);
     }
 

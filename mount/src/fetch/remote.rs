@@ -20,6 +20,7 @@ use super::spare::Spare;
 use crate::blob::{Blob, BlobError, Patience};
 use crate::digest::{Digest, Hasher};
 use crate::extent::PackedOffset;
+use crate::layer::decode::scratch::Scratch;
 
 /// What nobody waits for is fetched in ranges of this length: long enough to reach the rate of a download, short enough to share
 /// a window of read-ahead among connections.
@@ -115,7 +116,7 @@ impl Remote {
     }
 
     /// What is here of this place, verified or not.
-    pub fn kept(&self, at: PackedOffset, len: usize) -> Option<Vec<u8>> {
+    pub fn kept(&self, at: PackedOffset, len: usize) -> Option<Scratch> {
         let packed = self.copy.read(at.0, len, &self.spare)?;
         // A hole reads as zeros, which no chunk's packed bytes begin with; the rest is up to the digest.
         (self.copy.knows_zeros() || !is_hole(&packed)).then_some(packed)
@@ -260,6 +261,19 @@ impl Remote {
             .filter(|piece| self.blocks.lock().lacks(piece))
             .map(|piece| fetcher.bring(self, piece, why, patience))
             .collect()
+    }
+
+    /// Waits until all of these bytes seem to be here, whoever has them brought. Whether they are, by the deadline.
+    pub fn await_here(&self, bytes: &Range<u64>, deadline: Instant) -> bool {
+        let wanted = blocks_of(bytes);
+        self.look(&wanted);
+        let mut blocks = self.blocks.lock();
+        while !blocks.are_present(&wanted) {
+            if self.landed.wait_until(&mut blocks, deadline).timed_out() {
+                return blocks.are_present(&wanted);
+            }
+        }
+        true
     }
 
     /// Waits until none of these bytes is on its way, whose flights have deadlines of their own.

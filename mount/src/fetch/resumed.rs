@@ -14,6 +14,7 @@ use super::blocks::{BLOCK_BYTES, blocks_of};
 use super::copy::PackedCopy;
 use super::spare::Spare;
 use crate::blob::{Blob, BlobError};
+use crate::layer::decode::scratch::Scratch;
 use crate::store::Store;
 
 /// What is kept at once: so much of each stream is in memory.
@@ -53,7 +54,7 @@ struct Stretch {
 
 enum Current {
     Nothing,
-    Here(io::Cursor<Vec<u8>>),
+    Here(io::Cursor<Scratch>),
     Coming {
         stream: Box<dyn Read + Send>,
         end: u64,

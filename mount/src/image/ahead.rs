@@ -57,21 +57,21 @@ const LIBRARIES: [&[u8]; 9] = [
     b"usr/local/lib",
 ];
 
-/// Begins to fetch ahead. Whether programs are to be [watched](watch), because nobody has read the image yet.
+/// Begins to fetch ahead. Gives what was read before; if nobody has read the image yet, programs are to be [watched](watch).
 pub(super) fn begin(
     store: &Store,
     manifest: Digest,
     image: &Arc<Image>,
     chunks: &Arc<Chunks>,
-) -> bool {
-    let profile = profile(store, manifest);
-    let is_new = profile.is_none();
+) -> Option<Arc<Profile>> {
+    let profile = profile(store, manifest).map(Arc::new);
+    let known = profile.clone();
     let (image, chunks) = (Arc::clone(image), Arc::clone(chunks));
     started(move || match profile {
         Some(profile) => replay(&profile, &image, &chunks),
         None => begin_anew(&image, &chunks),
     });
-    is_new
+    known
 }
 
 /// Has brought, from now on, what goes with a program or library that begins to be read.

@@ -166,6 +166,7 @@ impl Opener<'_> {
             documents: [description.top, description.manifest.config.digest].into(),
             tree: tree_key(&digests),
             tree_below: None,
+            top: None,
             tables: Vec::new(),
             layers: digests,
         }));

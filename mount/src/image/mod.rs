@@ -3,6 +3,7 @@
 mod additions;
 mod ahead;
 mod attributes;
+mod course;
 pub mod history;
 pub mod index;
 pub mod indexing;
@@ -29,6 +30,7 @@ use crate::tree::{Node, NodeId, NodeKind, Tree, TreeError, Xattrs};
 
 use additions::Additions;
 pub use attributes::{Attributes, Owners};
+use course::Course;
 pub use path::{AddError, Added, AdditionKind};
 use proof::Proven;
 use reads::Reads;
@@ -46,6 +48,8 @@ pub struct Image {
     reads: OnceLock<Arc<Reads>>,
     /// Who wants to know of programs that begin to be read.
     programs: OnceLock<Sender<NodeId>>,
+    /// What programs are known to read.
+    course: OnceLock<Arc<Course>>,
 }
 
 /// Places in a directory from here on count its additions; below, the tree's names.
@@ -63,6 +67,7 @@ impl Image {
             proven: Proven::default(),
             reads: OnceLock::new(),
             programs: OnceLock::new(),
+            course: OnceLock::new(),
         }
     }
 
@@ -74,6 +79,11 @@ impl Image {
     /// Has told, from now on, of programs and libraries that begin to be read; the first call counts.
     fn tell_of_programs(&self, programs: Sender<NodeId>) {
         let _ = self.programs.set(programs);
+    }
+
+    /// Has `course` told, from now on, where programs read; the first call counts.
+    fn tell_course(&self, course: &Arc<Course>) {
+        let _ = self.course.set(Arc::clone(course));
     }
 
     /// What was sealed, without additions.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::layers::{DiffId, Layer, Readiness};
-use super::{Image, ahead};
+use super::{Image, ahead, course};
 use crate::blob::{Blob, BlobError, MemoryBlob, OfflineBlob};
 use crate::digest::Digest;
 use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits, Room};
@@ -63,6 +63,8 @@ pub struct Opened {
     pub description: Description,
     /// Keeps the image in the store while it is open.
     pub lease: Option<Lease>,
+    /// Whether the caller's own layer lies on top of it; or why not.
+    pub has_layer_on_top: io::Result<bool>,
 }
 
 /// An image's documents.
@@ -196,17 +198,29 @@ pub fn open(
     store: &Arc<Store>,
     progress: &OnProgress,
 ) -> Result<Opened, OpenError> {
-    opened(Opener::new(reference, options, store)?, progress, None)
+    opened(
+        Opener::new(reference, options, store)?,
+        progress,
+        false,
+        None,
+    )
 }
 
-/// A layer of the caller's own for the top of an image, which it may look into: a tar stream, or none. The same image should be
-/// given the same bytes, because the store keeps what becomes of them.
-pub type OnTop<'a> = dyn Fn(&Image, &Description) -> Option<Vec<u8>> + 'a;
+/// A layer's tar stream, or none if none is needed; or why it could not be made.
+pub type TarOrNone = io::Result<Option<Vec<u8>>>;
+
+/// A layer of the caller's own for the top of an image.
+pub struct OnTop<'a> {
+    /// What the layer depends on beside the image, so that it is made once: of one name an image is given the same bytes.
+    pub name: &'a str,
+    /// Makes the layer, a tar stream, and may look into the image for that; none if the image needs none.
+    pub layer: &'a dyn Fn(&Image, &Description) -> TarOrNone,
+}
 
 /// What goes with an image that programs will see.
 pub struct ForPrograms<'a> {
-    /// One more layer.
-    pub on_top: &'a OnTop<'a>,
+    /// One more layer; the image is opened without it if it cannot be made.
+    pub on_top: Option<&'a OnTop<'a>>,
     /// Where the image is, if [`identify`] asked there.
     pub source: Option<Source>,
 }
@@ -224,13 +238,23 @@ pub fn open_for_programs(
         Some(source) => Opener::at(source, reference, options, store),
         None => Opener::new(reference, options, store)?,
     };
-    opened(opener, progress, Some(with.on_top))
+    opened(opener, progress, true, with.on_top)
+}
+
+impl OnTop<'_> {
+    /// What the store calls it, on top of the image of these layers.
+    fn name_above(&self, layers: &[Arc<LayerChunks>], manifest: Digest) -> Digest {
+        let below = tree_key_of(layers);
+        let name = format!("on top of {below}, for {manifest}: {}\n", self.name);
+        Digest::of(name.as_bytes())
+    }
 }
 
 fn opened(
     mut opener: Opener<'_>,
     progress: &OnProgress,
-    for_programs: Option<&OnTop<'_>>,
+    is_for_programs: bool,
+    on_top: Option<&OnTop<'_>>,
 ) -> Result<Opened, OpenError> {
     let (options, store) = (opener.options, opener.store);
     tracing::debug!("store: {}", store.directory().display());
@@ -242,25 +266,60 @@ fn opened(
         mut merged,
     } = opener.layers(&named, progress)?;
     let description = named.with(config);
-    let (mut key, tree) = opener.tree(&layers, &mut merged)?;
-    let mut tree_below = None;
-    let mut chunks = opener.chunks(&layers);
-    let mut image = readable(tree, &chunks);
-    let is_fetched_ahead = for_programs.is_some() && !options.no_profile && !options.offline;
-    // It goes on for the image with another layer.
-    let is_new =
-        is_fetched_ahead && ahead::begin(store, description.manifest_digest, &image, &chunks);
-    if let Some(tar) = for_programs.and_then(|on_top| on_top(&image, &description)) {
-        let layer = opener.layer_on_top(tar)?;
-        layers.push(Arc::clone(&layer));
-        tree_below = Some(key);
-        let tree;
-        (key, tree) = opener.tree(&layers, &mut merged)?;
-        chunks = Arc::new(chunks.with_layer(layer));
-        image = readable(tree, &chunks);
-    }
-    if is_new {
-        ahead::watch(&image, &chunks);
+    let manifest = description.manifest_digest;
+    let is_fetched_ahead = is_for_programs && !options.no_profile && !options.offline;
+    let begin_ahead = |image: &Arc<Image>, chunks: &Arc<Chunks>| {
+        is_fetched_ahead.then(|| ahead::begin(store, manifest, image, chunks))
+    };
+    let on_top = on_top.map(|on_top| (on_top, on_top.name_above(&layers, manifest)));
+    let kept = on_top.and_then(|(_, name)| store.top(name));
+    // Only to make what lies on top, the image is opened without it first.
+    let mut without = None;
+    let made = match (on_top, kept) {
+        (None, _) => Ok(None),
+        (Some(_), Some(kept)) => Ok(kept),
+        (Some((on_top, name)), None) => {
+            let (_, tree) = opener.tree(&layers, &mut merged)?;
+            let chunks = opener.chunks(&layers);
+            let image = readable(tree, &chunks);
+            // It goes on for the image with another layer.
+            let begun = begin_ahead(&image, &chunks);
+            let made = (on_top.layer)(&image, &description);
+            if let Ok(made) = &made {
+                store.keep_top(name, made.as_deref());
+            }
+            without = Some((chunks, begun));
+            made
+        }
+    };
+    let (mut top, mut tree_below) = (None, None);
+    let mut layer_on_top = None;
+    let has_layer_on_top = match made {
+        Ok(tar) => {
+            top = on_top.map(|(_, name)| name);
+            if let Some(tar) = tar {
+                let layer = opener.layer_on_top(tar)?;
+                tree_below = Some(tree_key_of(&layers));
+                layers.push(Arc::clone(&layer));
+                layer_on_top = Some(layer);
+            }
+            Ok(layer_on_top.is_some())
+        }
+        Err(err) => Err(err),
+    };
+    let (key, tree) = opener.tree(&layers, &mut merged)?;
+    let (chunks, begun) = match without {
+        None => (opener.chunks(&layers), None),
+        Some((chunks, begun)) => match layer_on_top {
+            None => (chunks, Some(begun)),
+            Some(layer) => (Arc::new(chunks.with_layer(layer)), Some(begun)),
+        },
+    };
+    let image = readable(tree, &chunks);
+    match begun.unwrap_or_else(|| begin_ahead(&image, &chunks)) {
+        Some(Some(profile)) => course::accompany(&profile, &image, &chunks),
+        Some(None) => ahead::watch(&image, &chunks),
+        None => {}
     }
     let tables = image.tables();
     let record = ImageRecord {
@@ -274,6 +333,7 @@ fn opened(
         tables: tables.iter().map(|table| table.key()).collect(),
         tree: key,
         tree_below,
+        top,
     };
     let lease = store.lease(&record);
     store.evict(store.budget(), false);
@@ -282,6 +342,7 @@ fn opened(
         chunks,
         description,
         lease,
+        has_layer_on_top,
     })
 }
 
@@ -680,8 +741,7 @@ impl<'a> Opener<'a> {
     ) -> Result<(Digest, Tree), OpenError> {
         let tables: Vec<&Arc<Table>> = layers.iter().map(|layer| layer.table()).collect();
         let digests: Vec<Digest> = tables.iter().map(|table| table.layer()).collect();
-        let keys: Vec<Digest> = tables.iter().map(|table| table.key()).collect();
-        let key = store::tree_key(&keys);
+        let key = tree_key_of(layers);
         if let Some(tree) = self.store.tree(key)
             && tree.layers().is_ok_and(|layers| layers == digests)
         {
@@ -712,6 +772,12 @@ impl<'a> Opener<'a> {
         let tree = Tree::open(sealed.map_err(|source| self.unwritable(source))?)?;
         Ok((key, tree))
     }
+}
+
+/// What the store calls the tree of these layers.
+fn tree_key_of(layers: &[Arc<LayerChunks>]) -> Digest {
+    let keys: Vec<Digest> = layers.iter().map(|layer| layer.table().key()).collect();
+    store::tree_key(&keys)
 }
 
 fn readable(tree: Tree, chunks: &Arc<Chunks>) -> Arc<Image> {

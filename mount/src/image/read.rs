@@ -27,9 +27,14 @@ impl Image {
         let read = self.assembled(id, offset, len, |layer, chunk, bytes| {
             Ok(self.chunks.cached_part(layer, chunk, bytes))
         });
-        if let (Some(reads), Ok(Some(bytes))) = (self.reads.get(), &read) {
+        if let Ok(Some(bytes)) = &read {
             let bytes = offset..offset.saturating_add(bytes.len() as u64);
-            reads.read(id, bytes, Answered::AtOnce);
+            if let Some(course) = self.course.get() {
+                course.read(id, &bytes);
+            }
+            if let Some(reads) = self.reads.get() {
+                reads.read(id, bytes, Answered::AtOnce);
+            }
         }
         read
     }
@@ -43,6 +48,9 @@ impl Image {
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
         let since = Instant::now();
+        if let Some(course) = self.course.get() {
+            course.read(id, &(offset..offset.saturating_add(len.into())));
+        }
         let read = self.awaited(id, offset, len, deadline);
         if let (0, Some(programs), Ok(bytes)) = (offset, self.programs.get(), &read)
             && bytes.starts_with(&program::MAGIC)
@@ -79,6 +87,16 @@ impl Image {
 
     /// The chunks that bytes `bytes` of the file consist of, with the places of their layers; none where that cannot be told.
     pub fn chunks_of(&self, id: NodeId, bytes: &Range<u64>) -> Vec<(u16, ChunkIndex)> {
+        let stretches = self.stretches_of(id, bytes).into_iter();
+        stretches.map(|(layer, index, _)| (layer, index)).collect()
+    }
+
+    /// The same, with the bytes of each chunk that are meant.
+    pub(super) fn stretches_of(
+        &self,
+        id: NodeId,
+        bytes: &Range<u64>,
+    ) -> Vec<(u16, ChunkIndex, Range<usize>)> {
         let found = || {
             let node = self.node(id).ok()?;
             let NodeKind::Regular { layer, pieces } = node.kind else {
@@ -87,8 +105,12 @@ impl Image {
             let table = self.tables.get(usize::from(layer))?;
             let until = bytes.end.min(node.size);
             let stretches = stretches(table.pieces(pieces).ok()?, bytes.start, until)?;
-            let chunks = stretches.iter().filter_map(|stretch| stretch.chunk);
-            Some(chunks.map(|(index, _)| (layer, index)).collect())
+            let chunks = stretches.iter().filter_map(|stretch| {
+                let (index, from) = stretch.chunk?;
+                let len = usize::try_from(stretch.len).ok()?;
+                Some((layer, index, from..from.checked_add(len)?))
+            });
+            Some(chunks.collect())
         };
         found().unwrap_or_default()
     }

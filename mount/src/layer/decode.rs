@@ -1,6 +1,7 @@
 //! The packed bytes of a chunk become its plain ones.
 
 pub mod fine;
+pub mod scratch;
 
 use bytes::Bytes;
 use liblzma::stream::{Action, Status, Stream};

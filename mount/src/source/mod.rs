@@ -319,15 +319,24 @@ impl SourceError {
                 Some("the image was built wrongly: ask its publisher, or name another tag".into())
             }
             Self::File {
-                hint: None,
-                source: Some(error),
+                hint: Some(hint), ..
+            } => Some(hint.clone()),
+            Self::File {
+                source: Some(source),
                 ..
-            } if error.kind() == io::ErrorKind::PermissionDenied => {
-                Some("it is closed to you: ask its owner to let you read it, and all directories above it".into())
+            } => Some(
+                match source.kind() {
+                    io::ErrorKind::NotFound => "check the path",
+                    io::ErrorKind::PermissionDenied => {
+                        "it is closed to you: ask its owner to let you read it, and all directories above it"
+                    }
+                    _ => "check the path; if it is right, the file is damaged: make it again",
+                }
+                .into(),
+            ),
+            Self::File { .. } => {
+                Some("check the path; if it is right, the file is damaged: make it again".into())
             }
-            Self::File { hint, .. } => hint.clone().or_else(|| {
-                Some("check the path; if it is right, make the layout or archive again".into())
-            }),
         }
     }
 }

@@ -126,6 +126,8 @@ pub const HASH_SHA256: i32 = 1;
 pub const FILE_SYSTEM_SQUASHFS: i32 = 1;
 /// In [`RawPartition::role`]: the root file system.
 pub const ROLE_PRIMARY_SYSTEM: i32 = 2;
+/// In [`RawPartition::role`]: files that belong to no system.
+pub const ROLE_DATA: i32 = 3;
 
 /// Architectures as OCI names them, and their codes.
 const ARCHITECTURES: [(&str, [u8; 3]); 13] = [
@@ -211,8 +213,8 @@ pub enum ObjectKind {
     Signature,
     /// A file system.
     Partition {
-        /// Whether it is the root file system, of which a file has one.
-        is_primary: bool,
+        /// What it is for: [`ROLE_PRIMARY_SYSTEM`] is the root file system, of which a file has one.
+        role: i32,
         /// Whether it is a squashfs that nothing encrypts.
         is_squashfs: bool,
     },
@@ -264,15 +266,18 @@ impl Sif {
 
     /// The root file system.
     pub fn primary_partition(&self) -> Option<&Object> {
-        self.objects.iter().find(|object| {
-            matches!(
-                object.kind,
-                ObjectKind::Partition {
-                    is_primary: true,
-                    ..
-                }
-            )
-        })
+        self.partition(ROLE_PRIMARY_SYSTEM)
+    }
+
+    /// The first file system with files that belong to no system.
+    pub fn data_partition(&self) -> Option<&Object> {
+        self.partition(ROLE_DATA)
+    }
+
+    fn partition(&self, wanted: i32) -> Option<&Object> {
+        self.objects.iter().find(
+            |object| matches!(object.kind, ObjectKind::Partition { role, .. } if role == wanted),
+        )
     }
 
     /// The object of this number, which the table must not give twice.
@@ -390,7 +395,7 @@ impl Header {
                 let (partition, _) = RawPartition::read_from_prefix(&raw.extra)
                     .expect("a partition's part fits into the extra bytes");
                 ObjectKind::Partition {
-                    is_primary: partition.role.get() == ROLE_PRIMARY_SYSTEM,
+                    role: partition.role.get(),
                     is_squashfs: partition.file_system.get() == FILE_SYSTEM_SQUASHFS,
                 }
             }

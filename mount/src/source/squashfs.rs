@@ -201,7 +201,8 @@ fn found(file: &Windows) -> Result<Found, NotFound> {
     };
     let partition = sif
         .primary_partition()
-        .ok_or("the SIF has no root file system")?;
+        .or_else(|| sif.data_partition())
+        .ok_or("the SIF has no root file system, and no other data")?;
     if !matches!(
         partition.kind,
         ObjectKind::Partition {
@@ -209,7 +210,7 @@ fn found(file: &Windows) -> Result<Found, NotFound> {
             ..
         }
     ) {
-        return Err("the root file system of the SIF is encrypted, or not a squashfs".into());
+        return Err("the file system of the SIF is encrypted, or not a squashfs".into());
     }
     Ok(Found {
         at: partition.at,

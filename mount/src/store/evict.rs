@@ -40,6 +40,9 @@ pub struct ImageRecord {
     /// The tree without the topmost layer, if that was put there by us.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree_below: Option<Digest>,
+    /// What was put there, as [`Name::Top`] has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<Digest>,
 }
 
 impl ImageRecord {
@@ -68,6 +71,7 @@ impl ImageRecord {
                     .chain(self.tree_below)
                     .map(Name::Tree),
             )
+            .chain(self.top.map(Name::Top))
             .chain([Name::Profile(self.manifest), Name::Stats(self.manifest)])
     }
 }

@@ -83,6 +83,8 @@ pub enum Name {
     Packed(Digest),
     /// A merged tree, by [`tree_key`].
     Tree(Digest),
+    /// What is laid on top of a tree, by whatever name the one who does that has for it.
+    Top(Digest),
     /// What is read of the image of this manifest.
     Profile(Digest),
     /// What the last mount of the image of this manifest cost.
@@ -98,6 +100,7 @@ impl Name {
             Self::Native(digest) => ("layers", digest, ".native"),
             Self::Packed(digest) => ("packed", digest, ""),
             Self::Tree(digest) => ("trees", digest, ""),
+            Self::Top(digest) => ("trees", digest, ".top"),
             Self::Profile(digest) => ("profiles", digest, ".profile"),
             Self::Stats(digest) => ("profiles", digest, ".stats"),
         };
@@ -231,6 +234,22 @@ impl Store {
     /// The merged tree of the given key, if a trusted directory has it.
     pub fn tree(&self, key: Digest) -> Option<Tree> {
         Tree::open(self.sealed(Name::Tree(key))?).ok()
+    }
+
+    /// What lies on top of a tree, if a trusted directory knows: see [`Name::Top`]. None within if nothing does.
+    pub fn top(&self, name: Digest) -> Option<Option<Vec<u8>>> {
+        let bytes = self.sealed(Name::Top(name))?;
+        Some((!bytes.is_empty()).then(|| bytes.to_vec()))
+    }
+
+    /// Keeps what lies there; it is not empty.
+    pub fn keep_top(&self, name: Digest, bytes: Option<&[u8]>) {
+        let kept = self.sealed_with(Name::Top(name), |to| {
+            to.write_all(bytes.unwrap_or_default())
+        });
+        if let Err(err) = kept {
+            tracing::debug!(%name, error = %err, "what lies on top of a tree is not kept");
+        }
     }
 
     /// The native file of a streamed layer. Its bytes are to be checked, chunk by chunk.

@@ -44,6 +44,7 @@ fn record(reference: &str, layers: &[Digest]) -> ImageRecord {
         tables: layers.to_vec(),
         tree: tree_key(layers),
         tree_below: None,
+        top: None,
     }
 }
 

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -107,15 +108,25 @@ fn start(
     };
     let progress = context.output.progress();
     let told = Told(progress);
-    let writable = args.writable(|file| {
+    let opened = |file: &Path, part: &Path| -> Result<OwnedFd, Error> {
         let request = Request {
             settings: settings.clone(),
             image: file.into(),
             targets: Vec::new(),
             linger,
+            is_bare: true,
         };
-        Ok(Server::tree(&group, serve::VERB, kind, request, &told)?)
-    })?;
+        Ok(Server::tree(
+            &group,
+            serve::VERB,
+            kind,
+            request,
+            part,
+            &told,
+        )?)
+    };
+    let writable = args.writable(|file| opened(file, Path::new("/")))?;
+    let from_images = options::from_images(&binds, opened)?;
     // It starts while this process finds out the rest.
     let server = Server::reach(&group, serve::VERB, kind)?;
     let mut identity = match args.fakeroot {
@@ -123,7 +134,8 @@ fn start(
         false => Identity::of_caller()?,
     };
     let directory = current_directory();
-    let options = args.options(binds)?;
+    let mut options = args.options(binds)?;
+    options.from_images = from_images.iter().map(|(kind, _)| *kind).collect();
     if let (Some((_, target)), Some(user)) = (&options.home, &mut identity.user) {
         user.home = target.as_os_str().as_bytes().to_vec();
     }
@@ -140,6 +152,7 @@ fn start(
         plan: &plan,
         environment,
         settings,
+        from_images: from_images.into_iter().map(|(_, tree)| tree).collect(),
         image: reference.written().into(),
         linger,
         isolation: Isolation {

@@ -9,14 +9,20 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
 use sifon_mount::reference::Reference;
 use sifon_mount::source::is_image_file;
+use sifon_mount::source::sif::Sif;
 
 use super::Action;
 use crate::command::gpu;
+use crate::container;
 use crate::container::bind::{self, BindRequest};
 use crate::container::environment::{Sources, Variables};
-use crate::container::plan::Options;
+use crate::container::ext;
+use crate::container::in_one_line;
+use crate::container::namespaces;
+use crate::container::plan::{Options, TargetKind};
 use crate::container::scripts;
 use crate::container::writable::{Overlay, Place, Writable};
 use crate::setting::Error;
@@ -36,11 +42,12 @@ const SERVER: &str = "The mount";
 pub struct Args {
     /// Show a path of this machine in the container too: SOURCE[:TARGET[:ro]]
     ///
-    /// May be repeated, or list several separated by commas. $SIFON_BIND, $APPTAINER_BIND and
+    /// With FILE:TARGET:image-src=PATH it is a path in a SIF or squashfs, such as a data set. May be repeated, or list
+    /// several separated by commas. $SIFON_BIND, $APPTAINER_BIND and
     /// $SINGULARITY_BIND (or …_BINDPATH) add to it.
     #[arg(help_heading = FILES, short = 'B', long, value_name = "BIND")]
     pub(super) bind: Vec<OsString>,
-    /// The same in other words: type=bind,source=DIR,destination=DIR[,ro]
+    /// The same in other words: type=bind,source=DIR,destination=DIR[,ro][,image-src=PATH]
     #[arg(help_heading = FILES, long, value_name = "WORDS")]
     pub(super) mount: Vec<OsString>,
     /// Show DIR, or SOURCE at TARGET, as the home directory
@@ -126,8 +133,8 @@ pub struct Args {
     pub(super) writable_tmpfs: bool,
     /// Let the program write into the image, and keep what it writes in this directory or ext3 file
     ///
-    /// May be repeated; but one all must be read-only: PATH:ro, a SIF or a squashfs. The first is undermost. An ext3 file needs
-    /// the programs fuse2fs and fuse-overlayfs.
+    /// May be repeated; but one all must be read-only: PATH:ro, a SIF or a squashfs. The first is undermost. An ext3 file (see
+    /// `sifon overlay create`) needs the programs fuse2fs and fuse-overlayfs.
     #[arg(help_heading = WRITING, short, long, value_name = "PATH[:ro]")]
     pub(super) overlay: Vec<OsString>,
     /// Show the host's NVIDIA driver: libraries, programs, devices
@@ -142,6 +149,11 @@ pub struct Args {
     /// Share nothing with other programs: a server and a mount for this one alone, and --pid
     #[arg(help_heading = SERVER, long)]
     pub(super) private: bool,
+    /// For command lines written for Singularity: no effect, programs of one job share their namespaces always
+    #[arg(long, hide = true)]
+    pub(super) sharens: bool,
+    #[command(flatten)]
+    pub(super) limits: Limits,
     /// For command lines written for Singularity: no effect, the program has no more rights than you have
     #[arg(long, hide = true, value_name = "WORDS")]
     pub(super) security: Vec<String>,
@@ -153,9 +165,86 @@ pub struct Args {
     pub(super) no_privs: bool,
 }
 
+/// Limits of a container's resources, which Singularity has systemd set. They are refused: who starts programs by a batch system or
+/// by systemd has them set there.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
+pub struct Limits {
+    #[arg(long, hide = true)]
+    apply_cgroups: Option<OsString>,
+    #[arg(long, hide = true)]
+    blkio_weight: Option<OsString>,
+    #[arg(long, hide = true)]
+    blkio_weight_device: Option<OsString>,
+    #[arg(long, hide = true)]
+    cpu_shares: Option<OsString>,
+    #[arg(long, hide = true)]
+    cpus: Option<OsString>,
+    #[arg(long, hide = true)]
+    cpuset_cpus: Option<OsString>,
+    #[arg(long, hide = true)]
+    cpuset_mems: Option<OsString>,
+    #[arg(long, hide = true)]
+    memory: Option<OsString>,
+    #[arg(long, hide = true)]
+    memory_reservation: Option<OsString>,
+    #[arg(long, hide = true)]
+    memory_swap: Option<OsString>,
+    #[arg(long, hide = true)]
+    oom_kill_disable: bool,
+    #[arg(long, hide = true)]
+    pids_limit: Option<OsString>,
+}
+
+impl Limits {
+    /// The first that was asked for.
+    fn asked(&self) -> Option<&'static str> {
+        let values = [
+            ("--apply-cgroups", "APPLY_CGROUPS", &self.apply_cgroups),
+            ("--blkio-weight", "BLKIO_WEIGHT", &self.blkio_weight),
+            (
+                "--blkio-weight-device",
+                "BLKIO_WEIGHT_DEVICE",
+                &self.blkio_weight_device,
+            ),
+            ("--cpu-shares", "CPU_SHARES", &self.cpu_shares),
+            ("--cpus", "CPUS", &self.cpus),
+            ("--cpuset-cpus", "CPUSET_CPUS", &self.cpuset_cpus),
+            ("--cpuset-mems", "CPUSET_MEMS", &self.cpuset_mems),
+            ("--memory", "MEMORY", &self.memory),
+            (
+                "--memory-reservation",
+                "MEMORY_RESERVATION",
+                &self.memory_reservation,
+            ),
+            ("--memory-swap", "MEMORY_SWAP", &self.memory_swap),
+            ("--pids-limit", "PIDS_LIMIT", &self.pids_limit),
+        ];
+        let is_asked =
+            |name: &str, value: &Option<OsString>| value.is_some() || variable(name).is_some();
+        let mut asked = values
+            .into_iter()
+            .filter(|(_, name, value)| is_asked(name, value));
+        match asked.next() {
+            Some((option, ..)) => Some(option),
+            None => self.oom_kill_disable.then_some("--oom-kill-disable"),
+        }
+    }
+}
+
 impl Args {
     /// With what variables say, and what options imply.
     pub(super) fn resolved(&self) -> Result<Self, Error> {
+        if let Some(option) = self.limits.asked() {
+            return Err(Box::new(container::Error::Reported {
+                message: format!("{option}: containers have no limits of their own"),
+                hint: Some(
+                    "the limits of the job or session hold in the container too: ask the batch system for others, or where systemd \
+                     runs, `systemd-run --user --scope -p MemoryMax=1G -p CPUQuota=50% sifon exec …`"
+                        .into(),
+                ),
+            }));
+        }
         let mut args = self.clone();
         for (flag, name) in [
             (&mut args.no_home, "NO_HOME"),
@@ -257,6 +346,7 @@ impl Args {
         }
         Ok(Options {
             binds,
+            from_images: Vec::new(),
             home: self.home.as_deref().map(home).transpose()?,
             is_without_home: self.no_home,
             left_out: self.no_mount.clone(),
@@ -339,14 +429,16 @@ impl Args {
             command: action.verb().into(),
             app: self.app.clone(),
             instance: None,
-            ids: match self.fakeroot {
-                true => (0, 0),
-                false => (
-                    rustix::process::geteuid().as_raw(),
-                    rustix::process::getegid().as_raw(),
-                ),
-            },
+            ids: self.numbers_inside(),
         })
+    }
+
+    /// User and group that the caller is in the container.
+    fn numbers_inside(&self) -> (u32, u32) {
+        match self.fakeroot {
+            true => (0, 0),
+            false => namespaces::own_numbers(),
+        }
     }
 
     /// `opened` gives a mount of an image in a file.
@@ -357,7 +449,7 @@ impl Args {
         let overlays = self
             .overlay
             .iter()
-            .map(|text| overlay(text, &opened))
+            .map(|text| overlay(text, self.numbers_inside(), &opened))
             .collect::<Result<Vec<_>, Error>>()?;
         let writable = overlays.iter().filter(|overlay| !overlay.is_read_only);
         match writable.count() {
@@ -374,6 +466,41 @@ impl Args {
             overlays,
         })
     }
+}
+
+/// What those of `binds` show that come from file systems in files, in order. `opened` gives a mount of a part of such a file.
+pub(super) fn from_images(
+    binds: &[BindRequest],
+    opened: impl Fn(&Path, &Path) -> Result<OwnedFd, Error>,
+) -> Result<Vec<(TargetKind, OwnedFd)>, Error> {
+    let mut shown = Vec::new();
+    for bind in binds {
+        let Some(part) = &bind.within_image else {
+            continue;
+        };
+        let file = std::path::absolute(&bind.source)?;
+        let failed = |err: &dyn std::fmt::Display| {
+            format!("bind of {} from {}: {err}", part.display(), file.display())
+        };
+        fs::metadata(&file).map_err(|err| failed(&err))?;
+        if !is_image_file(&file) {
+            return Err(failed(&"it is neither a SIF nor a squashfs").into());
+        }
+        if Sif::open(File::open(&file)?)
+            .is_ok_and(|sif| sif.primary_partition().is_some() && sif.data_partition().is_some())
+        {
+            let problem = "it has a root file system and another one with data, and which of them is meant cannot be said";
+            return Err(failed(&problem).into());
+        }
+        let tree = opened(&file, part).map_err(|err| failed(&in_one_line(&*err)))?;
+        let found = rustix::fs::fstat(&tree).map_err(|err| failed(&err))?;
+        let kind = match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => TargetKind::Directory,
+            _ => TargetKind::File,
+        };
+        shown.push((kind, tree));
+    }
+    Ok(shown)
 }
 
 /// A variable of the user's, under the first of the three names that is set.
@@ -428,6 +555,7 @@ fn home(text: &OsStr) -> Result<(PathBuf, PathBuf), Error> {
 /// `PATH[:ro]` of `--overlay`; a directory with those in it that Singularity makes.
 fn overlay(
     text: &OsStr,
+    inside: (u32, u32),
     opened: impl Fn(&Path) -> Result<OwnedFd, Error>,
 ) -> Result<Overlay, Error> {
     let bytes = text.as_bytes();
@@ -440,7 +568,12 @@ fn overlay(
     let kind = fs::metadata(&path).map_err(|err| failed(&err))?;
     if kind.is_file() {
         let (place, is_read_only) = match is_ext(&path).map_err(|err| failed(&err))? {
-            true => (Place::Ext(path), is_read_only),
+            true => {
+                if !is_read_only {
+                    ext::give_directories(&path, inside)?;
+                }
+                (Place::Ext(path), is_read_only)
+            }
             false if is_image_file(&path) => (Place::Image(opened(&path)?), true),
             false => {
                 let known = "neither a directory nor an image with ext3, squashfs or SIF in it";

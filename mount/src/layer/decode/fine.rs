@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::scratch::Scratch;
 use super::{DecodeError, Decoder, Problem, failed};
 use crate::digest::ChunkDigest;
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
@@ -159,7 +160,7 @@ impl Decoder {
         };
         let first = start.plain_at as usize;
         let needs = chunk.plain_len as usize - first;
-        let mut plain = vec![0; needs];
+        let mut plain = Scratch::of(needs);
         let mut has = 0;
         let mut at = start.packed_at as usize + usize::from(bits > 0);
         let (mut starts, mut ends) = (vec![start], Vec::new());
@@ -217,11 +218,10 @@ impl Decoder {
         if rest.is_none() {
             ends.push(packed.len());
         }
-        plain.truncate(has);
-        if !is_checked && !chunk.digest.matches(&plain) {
+        let plain = &plain[..has];
+        if !is_checked && !chunk.digest.matches(plain) {
             return Err(Problem::Digest);
         }
-        let plain = Bytes::from(plain);
         let plain_ends: Vec<usize> = starts[1..]
             .iter()
             .map(|start| start.plain_at as usize - first)

@@ -1,0 +1,217 @@
+//! The course that programs take through an image, as far as a profile knows it, and a reader that runs ahead of them on it:
+//! what they will ask for next has been decoded when they ask. It keeps near them, because memory is short.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Image;
+use super::history::found;
+use super::profile::Profile;
+use crate::fetch::Chunks;
+use crate::layer::table::ChunkIndex;
+use crate::tree::NodeId;
+
+/// Plain bytes between the programs and the reader at most: a part of what stays in memory.
+const LEAD_BYTES: u64 = 24 << 20;
+
+/// It reads in steps of so many bytes, between which it looks where the programs are.
+const STEP_BYTES: u64 = 512 << 10;
+
+/// How long it waits for what is on its way: after that it goes on to the next.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whether the image is still open is looked at so often.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Threads that decode ahead at most; one core is left to the programs.
+const READERS_LIMIT: usize = 4;
+
+/// Parts of files in the order in which they are read, and where on it the programs are.
+pub(super) struct Course {
+    parts: Vec<Part>,
+    /// Which parts a file has, by their places in `parts`.
+    of_files: HashMap<NodeId, Vec<usize>>,
+    /// How far programs have come, in plain bytes from the start.
+    reached: Mutex<u64>,
+    moved: Condvar,
+}
+
+struct Part {
+    id: NodeId,
+    bytes: Range<u64>,
+    /// How many bytes of parts lie before it.
+    at: u64,
+}
+
+impl Part {
+    fn end(&self) -> u64 {
+        self.at + (self.bytes.end - self.bytes.start)
+    }
+}
+
+impl Course {
+    fn of(profile: &Profile, image: &Image) -> Self {
+        let (mut parts, mut of_files, mut at) = (Vec::new(), HashMap::new(), 0);
+        for part in profile.lively() {
+            let Some(id) = found(image, &part.path) else {
+                continue;
+            };
+            let size = image.node(id).map_or(0, |node| node.size);
+            let mut from = part.bytes.start;
+            while from < part.bytes.end.min(size) {
+                let until = part.bytes.end.min(size).min(from + STEP_BYTES);
+                let of_file: &mut Vec<usize> = of_files.entry(id).or_default();
+                of_file.push(parts.len());
+                let bytes = from..until;
+                parts.push(Part { id, bytes, at });
+                at += until - from;
+                from = until;
+            }
+        }
+        Self {
+            parts,
+            of_files,
+            reached: Mutex::new(0),
+            moved: Condvar::new(),
+        }
+    }
+
+    /// A program reads these bytes.
+    pub fn read(&self, id: NodeId, bytes: &Range<u64>) {
+        let Some(places) = self.of_files.get(&id) else {
+            return;
+        };
+        let parts = places.iter().map(|&place| &self.parts[place]);
+        let part = parts.clone().find(|part| part.bytes.contains(&bytes.start));
+        let Some(part) = part else {
+            return;
+        };
+        let here = part.at + (bytes.end.min(part.bytes.end) - part.bytes.start);
+        let mut reached = self.reached.lock();
+        // Whoever looks far ahead once has not got there yet.
+        let here = here.min(*reached + LEAD_BYTES);
+        if here > *reached {
+            *reached = here;
+            drop(reached);
+            self.moved.notify_all();
+        }
+    }
+
+    /// Waits a moment until programs have come so near to `part` that it is to be read. Whether they have.
+    fn is_due(&self, part: &Part) -> bool {
+        let mut reached = self.reached.lock();
+        let is_far = |reached: &mut u64| part.at > *reached + LEAD_BYTES;
+        let waited = self.moved.wait_while_for(&mut reached, is_far, LOOK);
+        !waited.timed_out()
+    }
+
+    fn is_behind(&self, part: &Part) -> bool {
+        part.end() <= *self.reached.lock()
+    }
+}
+
+/// Runs ahead of the programs that read `image` from now on.
+pub(super) fn accompany(profile: &Profile, image: &Arc<Image>, chunks: &Arc<Chunks>) {
+    let course = Arc::new(Course::of(profile, image));
+    image.tell_course(&course);
+    let next = Arc::new(AtomicUsize::new(0));
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    for _ in 0..cores.saturating_sub(1).clamp(1, READERS_LIMIT) {
+        let (course, next) = (Arc::clone(&course), Arc::clone(&next));
+        let (image, chunks) = (Arc::downgrade(image), Arc::downgrade(chunks));
+        let reader = move || read_ahead(&course, &next, &image, &chunks);
+        let started = thread::Builder::new().name("course".into()).spawn(reader);
+        if let Err(err) = started {
+            tracing::warn!(error = %err, "nothing is decoded ahead");
+        }
+    }
+}
+
+/// Ends with the course, or when nobody has the image open any more.
+fn read_ahead(course: &Course, next: &AtomicUsize, image: &Weak<Image>, chunks: &Weak<Chunks>) {
+    while let Some(part) = course.parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while !course.is_due(part) {
+            if image.strong_count() == 0 {
+                return;
+            }
+        }
+        if course.is_behind(part) {
+            continue;
+        }
+        let Some((image, chunks)) = image.upgrade().zip(chunks.upgrade()) else {
+            return;
+        };
+        let deadline = Instant::now() + PATIENCE;
+        for (layer, chunk, bytes) in image.stretches_of(part.id, &part.bytes) {
+            decode(&chunks, (layer, chunk), &bytes, deadline);
+        }
+    }
+}
+
+/// What does not come is of no use now; whoever needs it will say why.
+fn decode(
+    chunks: &Chunks,
+    (layer, chunk): (u16, ChunkIndex),
+    bytes: &Range<usize>,
+    deadline: Instant,
+) {
+    if chunks.await_packed((layer, chunk), deadline) {
+        chunks.decode_ahead((layer, chunk), bytes, deadline);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn course(parts: &[(u64, Range<u64>)]) -> Course {
+        let mut course = Course {
+            parts: Vec::new(),
+            of_files: HashMap::new(),
+            reached: Mutex::new(0),
+            moved: Condvar::new(),
+        };
+        let mut at = 0;
+        for (place, (id, bytes)) in parts.iter().enumerate() {
+            let (id, bytes) = (NodeId(*id), bytes.clone());
+            course.of_files.entry(id).or_default().push(place);
+            let end = at + bytes.end - bytes.start;
+            course.parts.push(Part { id, bytes, at });
+            at = end;
+        }
+        course
+    }
+
+    #[test]
+    fn the_reader_keeps_near_the_programs_and_passes_over_what_they_have_read() {
+        let mib = |count: u64| count << 20;
+        let course = course(&[
+            (1, 0..mib(10)),
+            (2, mib(50)..mib(70)),
+            (1, mib(10)..mib(20)),
+        ]);
+        let (first, last) = (&course.parts[0], &course.parts[2]);
+        assert!(course.is_due(first) && !course.is_behind(first));
+        assert!(!course.is_due(last));
+        course.read(NodeId(1), &(mib(9)..mib(10)));
+        assert!(course.is_behind(first) && course.is_due(last));
+        // What is not on the course, and what was passed, changes nothing.
+        course.read(NodeId(3), &(0..mib(9)));
+        course.read(NodeId(2), &(0..mib(9)));
+        course.read(NodeId(1), &(0..mib(1)));
+        assert_eq!(*course.reached.lock(), mib(10));
+    }
+
+    #[test]
+    fn one_look_far_ahead_is_no_arrival() {
+        let course = course(&[(1, 0..1 << 30), (2, 0..10)]);
+        course.read(NodeId(2), &(0..10));
+        assert_eq!(*course.reached.lock(), LEAD_BYTES);
+    }
+}
