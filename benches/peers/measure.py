@@ -58,12 +58,11 @@ def wait(process):
     return Ended(process.returncode, usage.ru_maxrss * 1024)
 
 
-class Memory:
-    """Samples the memory of a process tree, from a thread, until the `with` block ends."""
+class Sampler:
+    """Takes samples from a thread until the `with` block ends."""
 
-    def __init__(self, root, server):
-        self.root, self.server = root, server
-        self.peak_bytes = self.largest_bytes = 0
+    def __init__(self, every_s=SAMPLE_EVERY_S):
+        self.every_s = every_s
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
 
@@ -76,8 +75,17 @@ class Memory:
         self.thread.join()
 
     def watch(self):
-        while not self.ended.wait(SAMPLE_EVERY_S):
+        while not self.ended.wait(self.every_s):
             self.sample()
+
+
+class Memory(Sampler):
+    """Samples the memory of a process tree."""
+
+    def __init__(self, root, server):
+        super().__init__()
+        self.root, self.server = root, server
+        self.peak_bytes = self.largest_bytes = 0
 
     def sample(self):
         members = [process for process in family(self.root, self.server)]

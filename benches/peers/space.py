@@ -1,36 +1,21 @@
 """How much room a command takes on the disk while it runs, files without a name included."""
 
 import os
-import threading
 from pathlib import Path
 
-from measure import family
+from measure import Sampler, family
 
 SAMPLE_EVERY_S = 0.2
 
 
-class Space:
-    """Samples what lies below some directories, from a thread, until the `with` block ends: the largest sum of bytes at a
-    time, and the largest of each directory."""
+class Space(Sampler):
+    """Samples what lies below some directories: the largest sum of bytes at a time, and the largest of each directory."""
 
     def __init__(self, **directories):
+        super().__init__(SAMPLE_EVERY_S)
         self.directories = {name: Path(path).resolve() for name, path in directories.items()}
         self.most = dict.fromkeys(directories, 0)
         self.most_together = 0
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.ended.set()
-        self.thread.join()
-
-    def watch(self):
-        while not self.ended.wait(SAMPLE_EVERY_S):
-            self.sample()
 
     def sample(self):
         files = {}
