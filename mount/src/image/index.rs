@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::open::{OpenError, Opener};
+use super::documents::Opener;
+use super::open::OpenError;
 use crate::blob::{Blob, Windows};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
@@ -179,12 +180,12 @@ impl Opener<'_> {
     /// What the layer's own annotations promise, or the kind of the reference.
     pub(super) fn promised(&self, layer: &Descriptor) -> Result<Option<Index>, Unusable> {
         // Only these have a manifest of our own, whose words on places can be believed.
-        let place = match self.reference().is_file_system() {
+        let place = match self.reference.is_file_system() {
             true => source::place_in(layer),
             false => None,
         };
         if let Some((at, len)) = place {
-            let voucher = match self.reference() {
+            let voucher = match self.reference {
                 Reference::Oras(_) => Voucher::Manifest,
                 Reference::Web(_) => Voucher::Server,
                 _ => Voucher::User,
@@ -193,7 +194,7 @@ impl Opener<'_> {
         }
         if layer.media_type == SQUASHFS_LAYER {
             let (at, len) = (0, layer.size);
-            let voucher = match self.reference().is_remote() {
+            let voucher = match self.reference.is_remote() {
                 true => Voucher::Image,
                 false => Voucher::ImageFile,
             };
@@ -321,7 +322,7 @@ impl Opener<'_> {
             read: &read,
         };
         squashfs::table(&input, writer).map_err(|source| OpenError::Squashfs {
-            file: self.reference().to_string(),
+            file: self.reference.to_string(),
             source,
         })
     }
@@ -364,7 +365,7 @@ impl Opener<'_> {
         if self.is_offline() {
             return Ok(None);
         }
-        let referrers = self.source().referrers(manifest, soci::INDEX_V1)?;
+        let referrers = self.source.referrers(manifest, soci::INDEX_V1)?;
         for index in referrers {
             if soci::index(&self.document(index)?).is_some() {
                 self.store.remember_tag(&name, index);

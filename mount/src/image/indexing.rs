@@ -6,8 +6,10 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use super::layers::{DiffId, Layer, Readiness};
-use super::open::{Description, LAYERS_AT_ONCE, OnProgress, OpenError, Opener, Options, Progress};
+use super::documents::Opener;
+use super::layers::{DiffId, Layer};
+use super::open::{Description, OnProgress, OpenError, Options, Progress};
+use super::ready::{LAYERS_AT_ONCE, Readiness};
 use crate::digest::Digest;
 use crate::layer::inflate::{Compression, sniffed};
 use crate::layer::soci::{self, Indexed};
@@ -161,7 +163,7 @@ impl Opener<'_> {
             .collect();
         // Files that it needs are there or not; the next mount records those that it has.
         drop(self.store.lease(&ImageRecord {
-            reference: self.reference().to_string(),
+            reference: self.reference.to_string(),
             manifest: description.manifest_digest,
             documents: [description.top, description.manifest.config.digest].into(),
             tree: tree_key(&digests),

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Condvar, Mutex};
-
+use super::documents::{Named, Opener};
 use super::index::{self, Index, Unusable};
-use super::open::{Named, OnProgress, OpenError, Opener, Progress};
+use super::open::{OnProgress, OpenError, Progress};
+use super::ready::Readiness;
 use crate::digest::Digest;
 use crate::fetch::{LayerChunks, Origin, PackedCopy, Restream, Resumed};
 use crate::layer::estargz;
@@ -128,58 +128,6 @@ pub(super) fn unreadable(descriptor: &Descriptor) -> Option<String> {
              registries keep beside it"
         ),
     })
-}
-
-/// The layers of one image that are ready, and the threads that compress for those that are not yet.
-#[derive(Default)]
-pub(super) struct Readiness {
-    layers: Mutex<Vec<Arc<LayerChunks>>>,
-    changed: Condvar,
-    compressors: OnceLock<Compressors>,
-    /// Set when one layer has failed: the others need not go on.
-    pub is_in_vain: Arc<AtomicBool>,
-    /// Whether a table was made that the store did not have, so that it has no tree of it either.
-    has_news: AtomicBool,
-}
-
-impl Readiness {
-    fn add(&self, layer: LayerChunks, is_new: bool) {
-        self.has_news.fetch_or(is_new, Ordering::Relaxed);
-        self.layers.lock().push(Arc::new(layer));
-        self.changed.notify_all();
-    }
-
-    /// Wakes those who wait: nothing more will come.
-    pub fn give_up(&self) {
-        self.is_in_vain.store(true, Ordering::Relaxed);
-        // So that nobody is between looking and waiting.
-        drop(self.layers.lock());
-        self.changed.notify_all();
-    }
-
-    /// Waits until the layer of this blob is ready and a table was made that is new; until then nothing is worth merging.
-    /// `None` if nothing came of it, or nothing is new although all `of` layers are ready.
-    pub fn awaited(&self, digest: Digest, of: usize) -> Option<Arc<LayerChunks>> {
-        let mut layers = self.layers.lock();
-        loop {
-            let has_news = self.has_news.load(Ordering::Relaxed);
-            let found = layers.iter().find(|layer| layer.table().layer() == digest);
-            match found.cloned() {
-                Some(layer) if has_news => return Some(layer),
-                _ if self.is_in_vain.load(Ordering::Relaxed) || layers.len() >= of => return None,
-                _ => self.changed.wait(&mut layers),
-            }
-        }
-    }
-
-    /// The layer of this blob, once [`Opener::make_ready`] has seen to it.
-    pub fn layer(&self, digest: Digest) -> Option<Arc<LayerChunks>> {
-        self.layers
-            .lock()
-            .iter()
-            .find(|layer| layer.table().layer() == digest)
-            .cloned()
-    }
 }
 
 impl Opener<'_> {
@@ -375,7 +323,7 @@ impl Opener<'_> {
             Box::new(packed),
             file,
             scratch,
-            ready.compressors.get_or_init(Compressors::start),
+            ready.compressors(),
         );
         let writer = converted.inspect_err(|err| self.forget_wrong(digest, err))?;
         let native = self

@@ -4,6 +4,7 @@ mod additions;
 mod ahead;
 mod attributes;
 mod course;
+mod documents;
 pub mod history;
 pub mod index;
 pub mod indexing;
@@ -17,6 +18,7 @@ pub mod prometheus;
 mod proof;
 mod read;
 pub mod reads;
+mod ready;
 pub mod share;
 pub mod stats;
 

@@ -1,20 +1,18 @@
 //! From a reference to an image that can be read: manifest, layers, tree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, OnceLock};
-use std::thread;
-use std::time::Duration;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::layers::{DiffId, Layer, Readiness};
+use super::documents::Opener;
+use super::layers::{DiffId, Layer};
+use super::ready::{Layers, Merged, Readiness};
 use super::{Image, ahead, course};
-use crate::blob::{Blob, BlobError, MemoryBlob, OfflineBlob};
+use crate::blob::{Blob, BlobError, MemoryBlob};
 use crate::digest::Digest;
-use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits, Room};
+use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits};
 use crate::layer::native::ConvertError;
 use crate::layer::soci;
 use crate::layer::squashfs::SquashfsError;
@@ -22,19 +20,12 @@ use crate::layer::table::{Table, TableError};
 use crate::reference::Reference;
 use crate::registry;
 use crate::source::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
-use crate::source::{self, Source, SourceError};
+use crate::source::{Source, SourceError};
 use crate::store::{self, ImageRecord, Lease, Name, Store};
-use crate::tree::{MergeError, Merger, Tree, TreeError};
-
-/// Layers that stream at once: enough to fill the network while two of them wait for a disk, few enough that
-/// their buffers stay within the memory we promise.
-pub(super) const LAYERS_AT_ONCE: usize = 6;
+use crate::tree::{MergeError, Tree, TreeError};
 
 /// The media type of a layer that is a tar stream as it is.
 const TAR_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-
-/// A tag is asked for again after this long.
-const TAG_AGE: Duration = Duration::from_secs(600);
 
 /// What to ask, and what not.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -359,350 +350,7 @@ pub fn identify(
     Ok((digest, asked))
 }
 
-/// What a reference means.
-pub(super) struct Named {
-    /// What it names: an index or the manifest.
-    pub top: Digest,
-    /// The chosen manifest.
-    pub digest: Digest,
-    pub manifest: Manifest,
-}
-
-impl Named {
-    fn with(self, config: ImageConfig) -> Description {
-        Description {
-            top: self.top,
-            manifest_digest: self.digest,
-            manifest: self.manifest,
-            config,
-        }
-    }
-}
-
-type ReadyLayers = (Vec<Arc<LayerChunks>>, Option<Digest>, Merged);
-
-/// All that a tree is made of.
-struct Layers {
-    /// Bottom first, readable.
-    layers: Vec<Arc<LayerChunks>>,
-    config: ImageConfig,
-    /// The SOCI index by which some of the layers are read.
-    soci_index: Option<Digest>,
-    merged: Merged,
-}
-
-pub(super) struct Opener<'a> {
-    reference: &'a Reference,
-    pub(super) options: &'a Options,
-    pub(super) store: &'a Arc<Store>,
-    source: Source,
-    /// For those who parse tables, so that the largest is not the last.
-    pub(super) cores: Room,
-    /// A layer that no manifest names.
-    on_top: Option<Arc<MemoryBlob>>,
-}
-
-impl<'a> Opener<'a> {
-    pub(super) fn new(
-        reference: &'a Reference,
-        options: &'a Options,
-        store: &'a Arc<Store>,
-    ) -> Result<Self, OpenError> {
-        let source = Source::open(reference, &options.registry)?;
-        Ok(Self::at(source, reference, options, store))
-    }
-
-    fn at(
-        source: Source,
-        reference: &'a Reference,
-        options: &'a Options,
-        store: &'a Arc<Store>,
-    ) -> Self {
-        Self {
-            reference,
-            options,
-            store,
-            source,
-            cores: Room::of_cores(),
-            on_top: None,
-        }
-    }
-
-    pub(super) fn description(&self) -> Result<Description, OpenError> {
-        let named = self.named()?;
-        let config = self.config_of(&named.manifest)?;
-        Ok(named.with(config))
-    }
-
-    pub(super) fn named(&self) -> Result<Named, OpenError> {
-        let top = self.resolved()?;
-        let platform = &self.options.registry.platform;
-        let chosen = source::image(top, platform, |digest| self.document(digest))?;
-        Ok(Named {
-            top,
-            digest: chosen.digest,
-            manifest: chosen.manifest,
-        })
-    }
-
-    fn config_of(&self, manifest: &Manifest) -> Result<ImageConfig, OpenError> {
-        let config = ImageConfig::parse(self.config(&manifest.config)?)
-            .map_err(|source| self.unusable(source))?;
-        let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
-        if layers != diff_ids {
-            return Err(self.unusable(ManifestError::Malformed {
-                what: "the config",
-                problem: format!("it names {diff_ids} layers, the manifest {layers}"),
-            }));
-        }
-        Ok(config)
-    }
-
-    fn unusable(&self, source: ManifestError) -> OpenError {
-        OpenError::Manifest {
-            reference: self.reference.to_string(),
-            source,
-        }
-    }
-
-    /// What the reference names now, or named a moment ago.
-    fn resolved(&self) -> Result<Digest, OpenError> {
-        if !self.reference.is_remote() {
-            return self.resolved_here();
-        }
-        if let Some(digest) = self.reference.digest() {
-            return Ok(digest);
-        }
-        let name = self.reference.to_string();
-        let is_asked_anyway = self.source.resolves_first() && !self.options.offline;
-        if let Some(digest) = self.remembered(&name).filter(|_| !is_asked_anyway) {
-            tracing::debug!("{name}: {digest}, as when it was last asked for");
-            return Ok(digest);
-        }
-        if self.options.offline {
-            let object = format!("what {name} means");
-            return Err(SourceError::Blob(BlobError::Offline { object }).into());
-        }
-        let digest = match self.store.tag(&name, Duration::MAX) {
-            Some(_) => self.source.resolve()?,
-            None => return self.resolved_anew(&name),
-        };
-        tracing::debug!("{name}: {digest}");
-        self.store.remember_tag(&name, digest);
-        Ok(digest)
-    }
-
-    /// What was never heard of has to be fetched anyway; by one of many processes that want it at once.
-    fn resolved_anew(&self, name: &str) -> Result<Digest, OpenError> {
-        let _turn = self.store.turn(Digest::of(name.as_bytes()), &|| false);
-        if let Some(digest) = self.remembered(name) {
-            tracing::debug!("{name}: {digest}, as another process was told just now");
-            return Ok(digest);
-        }
-        let digest = self.source.resolve_anew()?;
-        tracing::debug!("{name}: {digest}");
-        // It came along; those who find the name find it, too.
-        self.document(digest)?;
-        self.store.remember_tag(name, digest);
-        Ok(digest)
-    }
-
-    /// What a reference to a place on this machine names.
-    fn resolved_here(&self) -> Result<Digest, OpenError> {
-        let Some(name) = self.source.exact_name()? else {
-            return Ok(self.source.resolve()?);
-        };
-        let known = self.store.tag(&name, Duration::MAX);
-        if let Some(known) = known.filter(|&known| self.store.manifest(known).is_some()) {
-            return Ok(known);
-        }
-        let digest = self.source.resolve()?;
-        self.store.remember_tag(&name, digest);
-        Ok(digest)
-    }
-
-    /// What `name` meant a moment ago, or, offline, ever.
-    pub(super) fn remembered(&self, name: &str) -> Option<Digest> {
-        let age = match self.options.offline {
-            true => Duration::MAX,
-            false => TAG_AGE,
-        };
-        let asks_again = self.options.refresh && !self.options.offline;
-        (!asks_again).then(|| self.store.tag(name, age))?
-    }
-
-    /// Where the image is, whatever its tag.
-    pub(super) fn repository(&self) -> String {
-        match self.reference {
-            Reference::Registry(reference) | Reference::Oras(reference) => {
-                format!("{}/{}", reference.host, reference.repository)
-            }
-            other => other.to_string(),
-        }
-    }
-
-    pub(super) fn reference(&self) -> &Reference {
-        self.reference
-    }
-
-    pub(super) fn source(&self) -> &Source {
-        &self.source
-    }
-
-    pub(super) fn document(&self, digest: Digest) -> Result<Bytes, SourceError> {
-        let ask = || self.source.manifest(digest);
-        self.kept_or(digest, "manifest", ask)
-    }
-
-    fn config(&self, descriptor: &Descriptor) -> Result<Bytes, SourceError> {
-        let ask = || self.source.config(descriptor);
-        self.kept_or(descriptor.digest, "configuration", ask)
-    }
-
-    /// A document from the store, or from the source for next time.
-    fn kept_or(
-        &self,
-        digest: Digest,
-        what: &str,
-        ask: impl FnOnce() -> Result<Bytes, SourceError>,
-    ) -> Result<Bytes, SourceError> {
-        if let Some(bytes) = self.store.manifest(digest) {
-            return Ok(bytes.into());
-        }
-        if self.is_offline() {
-            return Err(BlobError::Offline {
-                object: format!("{what} {digest}"),
-            }
-            .into());
-        }
-        // Many processes that want the same image at once ask for each document once: registries count that.
-        let _turn = self.store.turn(digest, &|| false);
-        if let Some(bytes) = self.store.manifest(digest) {
-            return Ok(bytes.into());
-        }
-        let bytes = ask()?;
-        self.store.keep_manifest(digest, &bytes);
-        Ok(bytes)
-    }
-
-    /// Whether nothing may be asked for that would have to be.
-    pub(super) fn is_offline(&self) -> bool {
-        self.options.offline && self.reference.is_remote()
-    }
-
-    /// A layer's blob; where no request may be made, one that says so.
-    pub(super) fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
-        if let Some(blob) = &self.on_top
-            && blob.digest() == descriptor.digest
-        {
-            return Arc::clone(blob) as Arc<dyn Blob>;
-        }
-        if self.is_offline() {
-            return Arc::new(OfflineBlob::new(descriptor.digest, descriptor.size));
-        }
-        self.source.blob(descriptor)
-    }
-
-    /// All layers, and the config, which comes meanwhile.
-    fn layers(&self, named: &Named, progress: &OnProgress) -> Result<Layers, OpenError> {
-        let (diff_ids, ready) = (OnceLock::new(), Readiness::default());
-        let config = || {
-            let tells = Tells(&diff_ids);
-            let config = self.config_of(&named.manifest);
-            if let Ok(config) = &config {
-                let _ = diff_ids.set(config.diff_ids.clone());
-            }
-            drop(tells);
-            config.inspect_err(|_| ready.give_up())
-        };
-        thread::scope(|scope| {
-            let config = scope.spawn(config);
-            let layers = self.layers_of(named, &diff_ids, &ready, progress);
-            let config = config.join().expect("it does not panic")?;
-            let (layers, soci_index, merged) = layers?;
-            Ok(Layers {
-                layers,
-                config,
-                soci_index,
-                merged,
-            })
-        })
-    }
-
-    /// All layers, the SOCI index by which some of them are read, and what is merged of them. Those that must be streamed start
-    /// with the largest.
-    fn layers_of(
-        &self,
-        named: &Named,
-        diff_ids: &OnceLock<Vec<Digest>>,
-        ready: &Readiness,
-        progress: &OnProgress,
-    ) -> Result<ReadyLayers, OpenError> {
-        let mut layers: Vec<Layer<'_>> = named
-            .manifest
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(place, descriptor)| {
-                let diff_id = DiffId::Awaited(diff_ids, place);
-                Layer::new(descriptor, diff_id, self.promised(descriptor))
-            })
-            .collect::<Result<_, _>>()?;
-        let soci_index = self.add_soci(named, &mut layers);
-        let order: Vec<Digest> = layers.iter().map(|layer| layer.descriptor.digest).collect();
-        let mut queue: Vec<&Layer<'_>> = layers.iter().collect();
-        queue.sort_by_key(|layer| layer.descriptor.size);
-        // The same layer twice in an image is one piece of work.
-        let mut seen = BTreeSet::new();
-        queue.retain(|layer| seen.insert(layer.descriptor.digest));
-        let distinct = queue.len();
-
-        // Tables come all at once, as far as connections reach; they are not to wait for a layer that streams.
-        let (seekable, whole): (Vec<_>, Vec<_>) =
-            queue.into_iter().partition(|layer| layer.is_seekable());
-        let connections = self.options.registry.connections.max(1);
-        let queues = [(seekable, connections), (whole, LAYERS_AT_ONCE)]
-            .map(|(queue, threads)| (threads.min(queue.len()), Mutex::new(queue)));
-        let failure = Mutex::new(None);
-        let work = |queue: &Mutex<Vec<&Layer<'_>>>| {
-            while failure.lock().is_none() {
-                let Some(layer) = queue.lock().pop() else {
-                    break;
-                };
-                let vain = InVain(ready);
-                match self.make_ready(layer, ready, progress) {
-                    Ok(()) => std::mem::forget(vain),
-                    Err(err) => {
-                        failure.lock().get_or_insert(err);
-                    }
-                }
-            }
-        };
-        let mut merged = Merged::default();
-        thread::scope(|scope| {
-            for (threads, queue) in &queues {
-                for _ in 0..*threads {
-                    scope.spawn(|| work(queue));
-                }
-            }
-            // Meanwhile those that are ready are merged.
-            for &layer in &order {
-                let Some(layer) = ready.awaited(layer, distinct) else {
-                    break;
-                };
-                merged.add(layer.table());
-            }
-        });
-        if let Some(err) = failure.into_inner() {
-            return Err(err);
-        }
-        let layers = layers
-            .iter()
-            .map(|layer| ready.layer(layer.descriptor.digest))
-            .map(|layer| layer.expect("no layer failed, so all are ready"));
-        Ok((layers.collect(), soci_index, merged))
-    }
-
+impl Opener<'_> {
     /// A layer of which we have the tar stream.
     fn layer_on_top(&mut self, tar: Vec<u8>) -> Result<Arc<LayerChunks>, OpenError> {
         let blob = MemoryBlob::new(tar);
@@ -785,40 +433,4 @@ fn readable(tree: Tree, chunks: &Arc<Chunks>) -> Arc<Image> {
     let tables = layers.map(|layer| Arc::clone(layer.table())).collect();
     let source = Arc::clone(chunks) as Arc<dyn ChunkSource>;
     Arc::new(Image::new(tree, tables, source))
-}
-
-/// An image's layers as far as they are merged, bottom first.
-#[derive(Default)]
-struct Merged {
-    merger: Merger<Arc<Table>>,
-    layers: usize,
-    /// Why no more can be.
-    refused: Option<MergeError>,
-}
-
-impl Merged {
-    fn add(&mut self, table: &Arc<Table>) {
-        if self.refused.is_none() {
-            self.refused = self.merger.add(Arc::clone(table)).err();
-        }
-        self.layers += 1;
-    }
-}
-
-/// Dropped, it tells all that one layer has failed, however that came about.
-struct InVain<'a>(&'a Readiness);
-
-impl Drop for InVain<'_> {
-    fn drop(&mut self) {
-        self.0.give_up();
-    }
-}
-
-/// Dropped, it tells those who wait for the diffIDs that there are none, unless they have come.
-struct Tells<'a>(&'a OnceLock<Vec<Digest>>);
-
-impl Drop for Tells<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.set(Vec::new());
-    }
 }

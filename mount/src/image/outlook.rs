@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::documents::Opener;
 use super::index::Index;
 use super::layers::{foreign_format, unreadable};
-use super::open::{Description, OpenError, Opener, Options};
+use super::open::{Description, OpenError, Options};
 use crate::layer::soci;
 use crate::layer::table;
 use crate::layer::zstd_seekable::{self, SeekTable};

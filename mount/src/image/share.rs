@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::documents::Opener;
 use super::indexing::Outcome;
-use super::open::{Description, OpenError, Opener, Options};
+use super::open::{Description, OpenError, Options};
 use crate::blob::BlobError;
 use crate::digest::Digest;
 use crate::layer::soci::{self, Version};
@@ -174,7 +175,7 @@ impl Sharing<'_> {
         }
         match ztocs.is_empty() {
             true => Err(ShareError::Nothing {
-                reference: self.opener.reference().to_string(),
+                reference: self.opener.reference.to_string(),
             }),
             false => Ok(ztocs),
         }
