@@ -71,7 +71,7 @@ impl Drop for Filled {
 /// Blocks of another thread as a stream.
 pub struct BlockReader {
     blocks: Blocks,
-    pub current: Bytes,
+    current: Bytes,
 }
 
 impl BlockReader {
@@ -83,7 +83,7 @@ impl BlockReader {
     }
 
     /// The next block, when all of the current one is used; empty at the end of the stream.
-    pub fn next(&mut self) -> io::Result<&Bytes> {
+    fn next(&mut self) -> io::Result<&Bytes> {
         self.current = self.blocks.recv().unwrap_or_else(|_| Ok(Bytes::new()))?;
         Ok(&self.current)
     }

@@ -15,6 +15,7 @@ mod accept;
 mod blocks;
 mod compress;
 mod cut;
+mod decompress;
 mod headers;
 mod ordered;
 mod stream;

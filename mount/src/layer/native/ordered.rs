@@ -1,12 +1,13 @@
-//! Compresses chunks on all cores and writes them to the native file in the order they were cut.
+//! Compresses chunks, on all cores if they are not busy anyway, and writes them to the native file in the order they were cut.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::compress::{Compressors, Job, Packed};
+use super::compress::{Compressor, Compressors, Job, Packed, Streaming};
 use super::cut::ChunkSink;
 use crate::extent::PackedOffset;
 use crate::layer::table::{Chunk, ChunkIndex, TableWriter};
@@ -35,10 +36,13 @@ pub(super) struct OrderedFile {
     next_written: u64,
     /// Chunks that may wait for compression or for a slower one before them.
     in_flight_limit: u64,
+    streaming: Arc<Streaming>,
+    /// For chunks that no other thread is asked to compress.
+    compressor: Option<Compressor>,
 }
 
 impl OrderedFile {
-    pub fn new(file: File, compressors: &Compressors) -> Self {
+    pub fn new(file: File, compressors: &Compressors, streaming: Arc<Streaming>) -> Self {
         let in_flight_limit = compressors.in_flight_limit();
         let (reply, packed) = bounded(in_flight_limit as usize);
         Self {
@@ -53,12 +57,21 @@ impl OrderedFile {
             next_sequence: 0,
             next_written: 0,
             in_flight_limit,
+            streaming,
+            compressor: None,
         }
     }
 
     fn wait(&mut self, table: &mut TableWriter) -> io::Result<()> {
         let packed = self.packed.recv().expect("this file holds a sender itself");
         self.land(table, packed)
+    }
+
+    fn land_what_came(&mut self, table: &mut TableWriter) -> io::Result<()> {
+        while let Ok(packed) = self.packed.try_recv() {
+            self.land(table, packed)?;
+        }
+        Ok(())
     }
 
     fn land(&mut self, table: &mut TableWriter, packed: Packed) -> io::Result<()> {
@@ -109,6 +122,12 @@ impl ChunkSink for OrderedFile {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.places.insert(sequence, place);
+        if self.streaming.fills_cores() {
+            let compressor = self.compressor.get_or_insert_with(Compressor::new);
+            let packed = compressor.packed(sequence, plain);
+            self.land(table, packed)?;
+            return self.land_what_came(table);
+        }
         let job = Job {
             sequence,
             plain,
@@ -117,9 +136,7 @@ impl ChunkSink for OrderedFile {
         self.jobs
             .send(job)
             .expect("compressors live as long as somebody can send to them");
-        while let Ok(packed) = self.packed.try_recv() {
-            self.land(table, packed)?;
-        }
+        self.land_what_came(table)?;
         // Waiting for half of them at once spares most of the waking up.
         if self.next_sequence - self.next_written >= self.in_flight_limit {
             while self.next_sequence - self.next_written > self.in_flight_limit / 2 {

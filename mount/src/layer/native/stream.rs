@@ -1,29 +1,29 @@
 //! One pass over a packed tar layer: verified, unpacked, read as tar, cut, compressed, written.
 //!
-//! Three threads for each layer, joined by short queues, besides the compressors that all layers share:
-//! one waits for the source and hashes what is packed, one decompresses, the caller's hashes what is plain, reads
-//! tar and cuts. A thread that stops drops its end of the queue, which ends its neighbours.
+//! Two or three threads for each layer, joined by short queues, besides the compressors that all layers share:
+//! one waits for the source and hashes what is packed, the caller's hashes what is plain, reads tar and cuts. Decompressing
+//! and compressing are the caller's, too, while other layers keep the other cores busy; else other threads'. A thread that
+//! stops drops its end of the queue, which ends its neighbours.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use bytes::Bytes;
-use crossbeam_channel::{Sender, bounded};
+use bytes::{Buf, Bytes};
+use crossbeam_channel::bounded;
 use zerocopy::IntoBytes;
 
-use super::blocks::{BLOCKS_WAITING, BlockReader, Blocks, Buffers};
+use super::blocks::{BLOCKS_WAITING, Blocks, Buffers};
 use super::compress::Compressors;
 use super::cut::{ChunkSink, Cutter};
+use super::decompress::Decompressed;
 use super::headers::{Footer, HeaderWriter};
 use super::ordered::OrderedFile;
 use crate::blob::BlobError;
 use crate::digest::{Digest, Hasher};
 use crate::layer::entry::Kind;
-use crate::layer::inflate;
 use crate::layer::landmark::Landmarks;
 use crate::layer::table::{Excess, PieceRange, TableWriter};
 use crate::layer::tar::{Content, TarError, TarReader};
@@ -34,10 +34,6 @@ const PLAIN_RATIO_LIMIT: u64 = 200;
 
 /// What any layer may unpack to, however small it is packed.
 const PLAIN_BYTES_ALWAYS: u64 = 4 << 30;
-
-/// Packed bytes that are still read when a tar stream has turned out to be damaged, to see whether they are the
-/// ones that the manifest names.
-const DRAINED_BYTES_LIMIT: u64 = 256 << 20;
 
 /// What a manifest and a config promise about a layer.
 #[derive(Clone, Copy, Debug)]
@@ -177,38 +173,37 @@ pub fn convert(
     let write = |source| ConvertError::unwritten(layer, source);
     let table = TableWriter::in_directory(scratch);
     let headers = HeaderWriter::in_directory(scratch).map_err(write)?;
-    let cutter = Cutter::new(table, OrderedFile::new(native, compressors));
+    let streaming = compressors.streaming();
+    let chunks = OrderedFile::new(native, compressors, Arc::clone(&streaming));
+    let cutter = Cutter::new(table, chunks);
 
-    let abandoned = Arc::new(AtomicBool::new(false));
     let (packed_blocks, hashing) = hashed(blueprint, packed);
-    let plain_blocks = decompressed(packed_blocks, Arc::clone(&abandoned));
+    let plain_blocks = Decompressed::new(packed_blocks, streaming);
     let mut plain = PlainStream::new(blueprint, plain_blocks);
 
     let cut = cut_all(&mut plain, cutter, headers, layer);
     match cut {
         Err(err @ (ConvertError::Write { .. } | ConvertError::Excess { .. })) => {
-            abandoned.store(true, Ordering::Relaxed);
+            plain.abandon();
             Err(err)
+        }
+        Err(_) if plain.has_exceeded => {
+            let limit = plain.limit;
+            plain.abandon();
+            Err(ConvertError::Bomb {
+                layer,
+                packed_len: blueprint.packed_len,
+                limit,
+            })
         }
         Err(err) => {
             // Substituted bytes rarely decompress: then the digest is the reason worth telling.
-            let exceeded = plain.exceeded;
-            drop(plain);
-            match (err, exceeded) {
-                (_, Some(limit)) => {
-                    abandoned.store(true, Ordering::Relaxed);
-                    Err(ConvertError::Bomb {
-                        layer,
-                        packed_len: blueprint.packed_len,
-                        limit,
-                    })
-                }
-                (err, None) => Err(verified(hashing).err().unwrap_or(err)),
-            }
+            plain.finish();
+            Err(verified(hashing).err().unwrap_or(err))
         }
         Ok((cutter, headers)) => {
-            verified(hashing)?;
             let found = plain.finish();
+            verified(hashing)?;
             if found != blueprint.diff_id {
                 return Err(ConvertError::DiffId {
                     layer,
@@ -361,93 +356,62 @@ fn verified(hashing: JoinHandle<Result<(), ConvertError>>) -> Result<(), Convert
     hashing.join().expect("hashing does not panic")
 }
 
-/// Decompresses on a thread of its own. Whatever happens it takes the packed blocks, all or at least
-/// [`DRAINED_BYTES_LIMIT`], so that the digest can be told, unless the conversion was `abandoned` for a reason of ours.
-fn decompressed(packed: Blocks, abandoned: Arc<AtomicBool>) -> Blocks {
-    let (blocks, received) = bounded(BLOCKS_WAITING);
-    thread::spawn(move || {
-        let is_whole = pass_plain_on(packed.clone(), &blocks);
-        drop(blocks);
-        let mut drained = 0;
-        for block in packed.iter().flatten() {
-            drained += block.len() as u64;
-            let is_enough = !is_whole && drained > DRAINED_BYTES_LIMIT;
-            if is_enough || abandoned.load(Ordering::Relaxed) {
-                break;
-            }
-        }
-    });
-    received
-}
-
-/// Whether the plain stream was passed on to its end.
-fn pass_plain_on(packed: Blocks, blocks: &Sender<io::Result<Bytes>>) -> bool {
-    let mut plain = match inflate::plain(BlockReader::new(packed)) {
-        Ok(plain) => plain,
-        Err(err) => {
-            let _ = blocks.send(Err(err));
-            return false;
-        }
-    };
-    let buffers = Buffers::new();
-    loop {
-        let block = buffers.next_block(&mut plain);
-        let is_end = matches!(&block, Ok(bytes) if bytes.is_empty());
-        let is_last = is_end || block.is_err();
-        if blocks.send(block).is_err() || is_last {
-            return is_end;
-        }
-    }
-}
-
 /// The tar stream, hashed and counted as it comes.
 pub(super) struct PlainStream {
-    blocks: BlockReader,
+    blocks: Decompressed,
+    current: Bytes,
     hasher: Hasher,
     left: u64,
     limit: u64,
-    /// Set to the limit when the stream went over it.
-    exceeded: Option<u64>,
+    /// Set when the stream went over the limit.
+    has_exceeded: bool,
 }
 
 impl PlainStream {
-    pub fn new(blueprint: Blueprint, blocks: Blocks) -> Self {
+    pub fn new(blueprint: Blueprint, blocks: impl Into<Decompressed>) -> Self {
         let limit =
             (blueprint.packed_len.saturating_mul(PLAIN_RATIO_LIMIT)).max(PLAIN_BYTES_ALWAYS);
         Self {
-            blocks: BlockReader::new(blocks),
+            blocks: blocks.into(),
+            current: Bytes::new(),
             hasher: Hasher::default(),
             left: limit,
             limit,
-            exceeded: None,
+            has_exceeded: false,
         }
     }
 
-    /// The digest of all that was read; ends the thread that it came from.
+    /// The digest of all that was read; the packed bytes it came from can be verified then.
     pub fn finish(self) -> Digest {
+        self.blocks.finish();
         self.hasher.finish()
+    }
+
+    /// Ends it where nothing more is asked.
+    fn abandon(self) {
+        self.blocks.abandon();
     }
 }
 
 impl BufRead for PlainStream {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.blocks.current.is_empty() {
-            let block = self.blocks.next()?;
-            self.hasher.update(block);
-            match self.left.checked_sub(block.len() as u64) {
+        if self.current.is_empty() {
+            self.current = self.blocks.next()?;
+            self.hasher.update(&self.current);
+            match self.left.checked_sub(self.current.len() as u64) {
                 Some(left) => self.left = left,
                 None => {
-                    self.exceeded = Some(self.limit);
-                    self.blocks.current.clear();
+                    self.has_exceeded = true;
+                    self.current.clear();
                     return Err(io::Error::other("too many plain bytes"));
                 }
             }
         }
-        Ok(&self.blocks.current)
+        Ok(&self.current)
     }
 
     fn consume(&mut self, len: usize) {
-        self.blocks.consume(len);
+        self.current.advance(len);
     }
 }
 
