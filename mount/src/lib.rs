@@ -6,6 +6,8 @@ pub mod digest;
 pub mod extent;
 pub mod sys;
 
+pub mod scratch;
+
 pub mod metric;
 
 pub mod reference;

@@ -395,6 +395,32 @@ impl<'a> Pair<'a> {
     }
 }
 
+#[test]
+fn a_chunk_that_was_read_whole_is_not_kept_and_one_that_was_read_in_part_is() {
+    let content = text(300_000);
+    let image = opened(&[Layer {
+        members: vec![file("f", content.clone())],
+        dialect: Dialect::Pax,
+        compression: Compression::Zstd,
+    }]);
+    let id = image.resolved(b"f").unwrap().unwrap();
+    let read = |from: u32, len: u32| {
+        let soon = Instant::now() + Duration::from_secs(30);
+        let read = image.read(id, from.into(), len, soon).unwrap();
+        assert!(read == content[from as usize..(from + len) as usize]);
+    };
+    let chunk = 128 << 10;
+    read(0, chunk);
+    assert_eq!(image.read_cached(id, 0, 10).unwrap(), None);
+    read(chunk, 4096);
+    let end = u64::from(2 * chunk - 10);
+    assert!(image.read_cached(id, end, 10).unwrap().is_some());
+    // Whole, from memory.
+    read(chunk, chunk);
+    read(0, 2 * chunk);
+    assert_eq!(image.read_cached(id, 0, 10).unwrap(), None);
+}
+
 proptest! {
     /// What an image answers is what extracting its layers in order leaves, byte for byte.
     #[test]

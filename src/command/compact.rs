@@ -81,7 +81,8 @@ pub(super) struct Packing {
     pub exclude: Option<Patterns>,
 }
 
-/// Packs the image into `file`, and says so. Its manifest must be `expected`, if that is given.
+/// Packs the image into `file`, and says so. Its manifest must be `expected`, if that is given, whatever its tag means today; the file
+/// names its source as `reference` does.
 pub(super) fn packed(
     context: &Context,
     reference: &Reference,
@@ -91,7 +92,7 @@ pub(super) fn packed(
 ) -> Result<(), Error> {
     let created = source_date_epoch()?;
     check_place(file, packing.force)?;
-    let opened = context.open(reference)?;
+    let opened = context.open(&pinned(reference, expected))?;
     let found = opened.description.manifest_digest;
     if expected.is_some_and(|expected| expected != found) {
         return Err(format!("{reference}: changed since it was mounted").into());
@@ -259,11 +260,16 @@ fn meant(text: &OsStr) -> Result<(Reference, Option<Digest>), Error> {
     let Ok(Some(mounted)) = daemon::mounted_at(Path::new(text)) else {
         return Ok((image?, None));
     };
-    let mut reference = parsed(OsStr::new(&mounted.reference))?;
+    Ok((parsed(OsStr::new(&mounted.reference))?, mounted.digest))
+}
+
+/// The same image, if it is one of a registry, by the digest of its manifest.
+fn pinned(reference: &Reference, manifest: Option<Digest>) -> Reference {
+    let mut reference = reference.clone();
     if let Reference::Registry(registry) = &mut reference {
-        registry.digest = mounted.digest.or(registry.digest);
+        registry.digest = manifest.or(registry.digest);
     }
-    Ok((reference, mounted.digest))
+    reference
 }
 
 /// The time that reproducible-builds.org lets a build say it is.

@@ -4,6 +4,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use sifon_mount::sys::mount::fusermount_program;
+
 use super::{Finding, State};
 use crate::container::namespaces::{self, Privilege};
 use crate::container::subids::{NoRanges, Ranges, found};
@@ -138,8 +140,7 @@ pub fn apparmor_profile(program: &Path) -> String {
 /// Plain users need it for `mount` alone.
 fn fusermount(privilege: Privilege) -> Finding {
     const SUBJECT: &str = "fusermount3";
-    let program = found("fusermount3").or_else(|| found("fusermount"));
-    match (program, privilege) {
+    match (fusermount_program(), privilege) {
         (_, Privilege::Root) => Finding::works(SUBJECT, "not needed: root mounts without help"),
         (None, Privilege::User) => Finding::fails(
             SUBJECT,

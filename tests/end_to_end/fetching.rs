@@ -217,6 +217,18 @@ fn a_profile_travels_as_a_file_and_a_hostile_one_does_no_harm() {
 }
 
 #[test]
+fn packing_a_mount_and_packing_its_reference_give_the_same_bytes() {
+    let Some(lazy) = Lazy::new() else { return };
+    let mounted = lazy.place.mount(&lazy.image);
+    let directory = mounted.path().to_str().unwrap();
+    lazy.place.says(["compact", directory, "mounted.sif"]);
+    lazy.place.says(["compact", &lazy.image, "named.sif"]);
+    let [mounted, named] =
+        ["mounted.sif", "named.sif"].map(|name| fs::read(lazy.place.path(name)).unwrap());
+    assert!(mounted == named);
+}
+
+#[test]
 fn a_completed_image_needs_no_registry() {
     let Some(mut lazy) = Lazy::new() else { return };
     let mounted = lazy.place.mount(&lazy.image);

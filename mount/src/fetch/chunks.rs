@@ -183,7 +183,12 @@ impl ChunkSource for Chunks {
     ) -> Result<Bytes, ReadError> {
         let source = self.layer(layer)?;
         if !source.is_cut(chunk)? {
-            return Ok(within(&self.chunk(layer, chunk, deadline)?, bytes));
+            let is_all = *bytes == (0..source.table.chunk(chunk)?.plain_len as usize);
+            let plain = match is_all {
+                true => self.passing(source, (layer, chunk), deadline)?,
+                false => self.chunk(layer, chunk, deadline)?,
+            };
+            return Ok(within(&plain, bytes));
         }
         let (mut parts, mut at) = (Vec::new(), bytes.start);
         while at < bytes.end {
@@ -245,6 +250,28 @@ impl Chunks {
                 _ => return,
             }
         }
+    }
+
+    /// A chunk for one who wants all of it, and so not again: who reads a file in order has it in the kernel's page cache then. It
+    /// pushes nothing out of memory.
+    fn passing(
+        &self,
+        source: &LayerChunks,
+        key: (u16, ChunkIndex),
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
+        if let Some(plain) = self.memory.get(key) {
+            return Ok(plain);
+        }
+        if Instant::now() >= deadline {
+            return Err(source.late(&source.table.chunk(key.1)?));
+        }
+        let keep_others = |index, plain| {
+            if index != key.1 {
+                self.memory.keep((key.0, index), plain);
+            }
+        };
+        source.plain(key.1, deadline, &self.fetcher, keep_others)
     }
 
     /// A piece of a chunk that is cut, the one with its plain byte `wanted.start`, and where in the chunk it begins. If need be

@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use super::blocks::{BLOCK_BYTES, blocks_of};
 use super::spare::Spare;
 use crate::blob::Blob;
-use crate::layer::decode::scratch::Scratch;
+use crate::scratch::Scratch;
 use crate::store::Store;
 
 /// So many bytes of zeros are taken for a hole: nearly no packed bytes look like that, and those that do are only

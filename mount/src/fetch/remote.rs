@@ -20,7 +20,7 @@ use super::spare::Spare;
 use crate::blob::{Blob, BlobError, Patience};
 use crate::digest::{Digest, Hasher};
 use crate::extent::PackedOffset;
-use crate::layer::decode::scratch::Scratch;
+use crate::scratch::Scratch;
 
 /// What nobody waits for is fetched in ranges of this length: long enough to reach the rate of a download, short enough to share
 /// a window of read-ahead among connections.

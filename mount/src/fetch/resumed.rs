@@ -14,7 +14,7 @@ use super::blocks::{BLOCK_BYTES, blocks_of};
 use super::copy::PackedCopy;
 use super::spare::Spare;
 use crate::blob::{Blob, BlobError};
-use crate::layer::decode::scratch::Scratch;
+use crate::scratch::Scratch;
 use crate::store::Store;
 
 /// What is kept at once: so much of each stream is in memory.

@@ -52,7 +52,7 @@ pub(super) struct ImageFileSystem {
 impl ImageFileSystem {
     pub(super) fn new(image: Arc<Image>, view: View) -> io::Result<Self> {
         Ok(Self {
-            workers: Workers::start(&image, view.timeout)?,
+            workers: Workers::start(&image, view.timeout, view.threads)?,
             image,
             owners: view.owners,
             opens_itself: false,

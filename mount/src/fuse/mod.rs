@@ -25,7 +25,7 @@ use filesystem::ImageFileSystem;
 pub struct View {
     /// Whom files belong to.
     pub owners: Owners,
-    /// Threads that take requests from the kernel. They answer from memory only.
+    /// Threads that take requests from the kernel. One of them at least answers from memory only.
     pub threads: usize,
     /// How long a read may wait for store and registry before it fails with EIO.
     pub timeout: Duration,
@@ -38,7 +38,7 @@ impl Default for View {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         Self {
             owners: Owners::AsInImage,
-            threads: processors.clamp(2, 8),
+            threads: processors.clamp(2, 8) + 1,
             timeout: Duration::from_secs(60),
         }
     }

@@ -1,4 +1,4 @@
-//! Threads for reads that may wait.
+//! Reads that may wait, and the threads for those that the threads that take requests cannot do themselves.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,12 +21,15 @@ const WORKERS: usize = 16;
 /// Reads that wait for a worker at most, each about 100 bytes.
 const QUEUE_LIMIT: usize = 4096;
 
-/// Takes reads off the threads that talk to the kernel. Every read is answered soon after its deadline at the
+/// Does reads that may wait: on the thread that took the request, which saves waking another one, as long as that leaves one that
+/// takes requests, else on a worker. Every read is answered soon after its deadline at the
 /// latest: a worker works on one no longer than until that read's own deadline, and the reads before it in the queue
 /// have earlier ones.
 pub(super) struct Workers {
     queue: Sender<Read>,
     timeout: Duration,
+    /// Threads that take requests and may do a read now, all but one of them.
+    free: AtomicIsize,
     team: Arc<Team>,
 }
 
@@ -48,8 +51,8 @@ struct Read {
 }
 
 impl Workers {
-    /// They end when this is dropped.
-    pub(super) fn start(image: &Arc<Image>, timeout: Duration) -> io::Result<Self> {
+    /// For an image whose requests `takers` threads take. The workers end when this is dropped.
+    pub(super) fn start(image: &Arc<Image>, timeout: Duration, takers: usize) -> io::Result<Self> {
         let (queue, reads) = bounded(QUEUE_LIMIT);
         let team = Arc::new(Team {
             image: Arc::clone(image),
@@ -62,12 +65,13 @@ impl Workers {
         Ok(Self {
             queue,
             timeout,
+            free: AtomicIsize::new(isize::try_from(takers).unwrap_or(isize::MAX) - 1),
             team,
         })
     }
 
-    /// Answers `reply` from a worker. Returns at once, unless thousands of reads wait already: then when
-    /// there is room, or with EIO at the read's deadline.
+    /// Answers `reply`, on this thread, which takes requests, or from a worker; then it returns at once, unless thousands of reads
+    /// wait already: when there is room, or with EIO at the read's deadline.
     pub(super) fn read(&self, id: NodeId, offset: u64, len: u32, reply: ReplyData) {
         let deadline = Instant::now() + self.timeout;
         let read = Read {
@@ -77,6 +81,14 @@ impl Workers {
             deadline,
             reply,
         };
+        match Turn::of(&self.free) {
+            Some(turn) => read.answer(&self.team.image, turn),
+            None => self.hand_over(read),
+        }
+    }
+
+    fn hand_over(&self, read: Read) {
+        let (id, deadline) = (read.id, read.deadline);
         if self.team.idle.fetch_sub(1, Ordering::Relaxed) <= 0
             && let Err(err) = self.team.grow()
         {
@@ -116,24 +128,46 @@ impl Team {
 
     fn work(&self) {
         for read in &self.reads {
-            let id = read.id;
-            // A reply that is dropped by a panic answers EIO.
-            let answered = catch_unwind(AssertUnwindSafe(|| answer(&self.image, read)));
-            if answered.is_err() {
-                tracing::error!(op = "read", ino = id.0, "panicked");
-            }
-            self.idle.fetch_add(1, Ordering::Relaxed);
+            read.answer(&self.image, Turn(&self.idle));
         }
     }
 }
 
-fn answer(image: &Image, read: Read) {
-    if Instant::now() >= read.deadline {
-        tracing::warn!(op = "read", ino = read.id.0, "waited too long for others");
-        return read.reply.error(Errno::EIO);
+/// One of the threads that may do a read is at work. They are counted as free again before the read is answered: who gets the answer
+/// may ask for more before this thread is there again.
+struct Turn<'a>(&'a AtomicIsize);
+
+impl<'a> Turn<'a> {
+    fn of(free: &'a AtomicIsize) -> Option<Self> {
+        let fewer = |free: isize| (free > 0).then_some(free - 1);
+        let taken = free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+        taken.is_ok().then_some(Self(free))
     }
-    match image.read(read.id, read.offset, read.len, read.deadline) {
-        Ok(bytes) => read.reply.data(&bytes),
-        Err(err) => read.reply.error(failed("read", read.id, &err)),
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Read {
+    fn answer(self, image: &Image, turn: Turn<'_>) {
+        if Instant::now() >= self.deadline {
+            tracing::warn!(op = "read", ino = self.id.0, "waited too long for others");
+            drop(turn);
+            return self.reply.error(Errno::EIO);
+        }
+        let read = || image.read(self.id, self.offset, self.len, self.deadline);
+        let read = catch_unwind(AssertUnwindSafe(read));
+        drop(turn);
+        match read {
+            Ok(Ok(bytes)) => self.reply.data(&bytes),
+            Ok(Err(err)) => self.reply.error(failed("read", self.id, &err)),
+            Err(_) => {
+                tracing::error!(op = "read", ino = self.id.0, "panicked");
+                self.reply.error(Errno::EIO);
+            }
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! The packed bytes of a chunk become its plain ones.
 
 pub mod fine;
-pub mod scratch;
 
 use bytes::Bytes;
 use liblzma::stream::{Action, Status, Stream};
@@ -9,6 +8,7 @@ use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get
 
 use super::table::{Checkpoint, Chunk, Codec};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
+use crate::scratch::Scratch;
 use crate::sys::inflate::{Inflater, Stop, WINDOW_BYTES, Wrapping};
 
 /// Decodes chunks one after another. It keeps the contexts of zstd and zlib, which cost more to make than a small
@@ -79,7 +79,7 @@ impl Decoder {
     pub fn plain(&mut self, chunk: &Chunk<'_>, packed: &[u8]) -> Result<Bytes, DecodeError> {
         let plain = match self.decoded(chunk, end_of(chunk), packed) {
             Ok(plain) if chunk.skip > 0 => part(chunk, &plain),
-            Ok(plain) if chunk.digest.matches(&plain) => Ok(plain.into()),
+            Ok(plain) if chunk.digest.matches(&plain) => Ok(Scratch::from(plain).into()),
             Ok(_) => Err(Problem::Digest),
             Err(problem) => Err(problem),
         };
@@ -250,7 +250,7 @@ impl Decoder {
     fn filled(&mut self, limit: usize, packed: &[u8]) -> Result<Vec<u8>, Problem> {
         let mut input = InBuffer::around(packed);
         // Written to before it is read, so it need not be zeros.
-        let mut plain = Vec::with_capacity(limit);
+        let mut plain = Scratch::with_room(limit);
         let mut output = OutBuffer::around(&mut plain);
         while output.pos() < limit && input.pos() < packed.len() {
             self.zstd

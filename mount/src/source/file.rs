@@ -18,6 +18,7 @@ use crate::blob::{Blob, BlobError};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::registry::{MANIFEST_BYTES_LIMIT, Settings, engine_image};
+use crate::scratch::Scratch;
 
 /// Files under names, such as `blobs/sha256/…`.
 pub(super) enum Place {
@@ -178,7 +179,7 @@ pub(super) fn regular(path: &Path) -> io::Result<(File, u64)> {
 impl Part {
     /// `len` bytes from `at`, which are within the part.
     pub(super) fn bytes(&self, at: u64, len: usize) -> io::Result<Bytes> {
-        let mut bytes = vec![0; len];
+        let mut bytes = Scratch::of(len);
         self.file.read_exact_at(&mut bytes, self.at + at)?;
         Ok(bytes.into())
     }

@@ -1,11 +1,12 @@
 //! Mounting and unmounting: mount(2) where the kernel lets us, fusermount3 for a plain user.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -129,7 +130,7 @@ pub fn fusermount(target: &Path, options: &FuseOptions) -> Result<OwnedFd, Fuser
         "--".as_ref(),
         target.as_os_str(),
     ]
-    .map(std::ffi::OsStr::to_owned);
+    .map(OsStr::to_owned);
     // The program sends the connection over the descriptor that this variable names. As its standard
     // input it is inherited without taking part in any other descriptor's close-on-exec flag.
     let child = start_fusermount(|command| {
@@ -168,23 +169,37 @@ fn fusermount_options(options: &FuseOptions) -> String {
     text
 }
 
-/// Starts fusermount3, or the one of FUSE 2 where only that is installed.
+/// The program through which a plain user mounts: fusermount3, or the one of FUSE 2 where only that is in PATH.
+pub fn fusermount_program() -> Option<PathBuf> {
+    // What execvp(3) searches where nothing is said.
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    fusermount_in(&path)
+}
+
+fn fusermount_in(path: &OsStr) -> Option<PathBuf> {
+    let is_program = |path: &PathBuf| {
+        let found = std::fs::metadata(path);
+        found.is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0)
+    };
+    let named = |program| {
+        let directories = std::env::split_paths(path);
+        let mut paths = directories.map(|directory| directory.join(program));
+        paths.find(is_program)
+    };
+    named("fusermount3").or_else(|| named("fusermount"))
+}
+
 fn start_fusermount(
     prepare: impl Fn(&mut Command) -> io::Result<()>,
 ) -> Result<Child, FusermountError> {
-    for program in ["fusermount3", "fusermount"] {
-        let mut command = Command::new(program);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        prepare(&mut command)?;
-        match command.spawn() {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            started => return Ok(started?),
-        }
-    }
-    Err(FusermountError::Missing)
+    let program = fusermount_program().ok_or(FusermountError::Missing)?;
+    let mut command = Command::new(program);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    prepare(&mut command)?;
+    Ok(command.spawn()?)
 }
 
 /// Waits until the program ends; tells whether it succeeded, and what it said on stderr. The deadline
@@ -314,6 +329,8 @@ pub fn peer(socket: &UnixStream) -> io::Result<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -328,6 +345,25 @@ mod tests {
             "ro,noatime,subtype=sifon,fsname=oci:/a\\,b\\\\c,max_read=1048576,nosuid,nodev,\
              allow_other,default_permissions"
         );
+    }
+
+    #[test]
+    fn the_first_fusermount3_that_can_be_run_is_taken_else_that_of_fuse_2() {
+        let place = tempfile::tempdir().unwrap();
+        let put = |name: &str, mode| {
+            let path = place.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            path
+        };
+        let path = std::env::join_paths(["a", "b", "c"].map(|it| place.path().join(it))).unwrap();
+        assert_eq!(fusermount_in(&path), None);
+        let older = put("a/fusermount", 0o755);
+        put("b/fusermount3", 0o644);
+        assert_eq!(fusermount_in(&path), Some(older));
+        let newer = put("c/fusermount3", 0o755);
+        assert_eq!(fusermount_in(&path), Some(newer));
     }
 
     #[test]

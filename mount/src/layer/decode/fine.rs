@@ -3,11 +3,11 @@
 
 use bytes::Bytes;
 
-use super::scratch::Scratch;
 use super::{DecodeError, Decoder, Problem, failed};
 use crate::digest::ChunkDigest;
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
 use crate::layer::table::{Checkpoint, Chunk, Codec};
+use crate::scratch::Scratch;
 use crate::sys::inflate::{Stop, WINDOW_BYTES, Wrapping};
 
 /// Plain bytes of a piece at least: each takes a window, which has a twentieth of that when packed.
