@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -51,6 +51,22 @@ pub fn ext(file: &Path, onto: &Path) -> Result<(), Error> {
     let target = stage.directory("ext")?;
     stage.elsewhere(|| fuse2fs(file, &target, true))?;
     stage.show(&target, onto)
+}
+
+/// Sees to it that `names` are directories of the file system in `file`, which is shown at `place`: a symlink there would lead
+/// to the host's, and what programs write would go there.
+pub fn require_directories(file: &Path, place: &Path, names: &[&str]) -> Result<(), Error> {
+    for name in names {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::open(place.join(name), flags, Mode::empty()).map_err(|err| {
+            let action = format!(
+                "overlay in {}: {name} is no directory in it",
+                file.display()
+            );
+            Error::system(action, err)
+        })?;
+    }
+    Ok(())
 }
 
 /// Shows what fuse-overlayfs makes of `lower`, the topmost first, with `upper`, if there is one, for writing, on the directory `onto`.
@@ -90,6 +106,7 @@ pub fn overlay(lower: &[PathBuf], upper: Option<&Upper<'_>>, onto: &Path) -> Res
                             .into(),
                     ),
                 })?;
+                require_directories(file, above, &DIRECTORIES)?;
             }
             (Some(Upper::Memory), Some(above)) => directories_of_an_overlay(above)
                 .map_err(|err| Error::system("directory in memory", err))?,

@@ -13,6 +13,7 @@ use rustix::mount::MountFlags;
 use sifon_mount::sys::mountinfo;
 
 use super::error::Error;
+use super::ext::DIRECTORIES;
 use super::namespaces::{self, Privilege};
 use super::outside::{self, Upper};
 use super::subids::found;
@@ -78,6 +79,7 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
             (Place::Ext(file), true) => {
                 let place = directory(&stage, &format!("overlay-{number}"))?;
                 outside::ext(file, &place)?;
+                outside::require_directories(file, &place, &DIRECTORIES[..1])?;
                 lower.insert(0, place.join("upper"));
             }
             (Place::Ext(file), false) => upper = Some(Upper::Ext(file)),

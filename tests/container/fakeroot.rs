@@ -36,6 +36,8 @@ fn root_in_a_container_has_the_users_that_the_site_gives_and_says_so() {
             said.contains("root alone, no other user") && said.contains("/etc/subuid"),
             "{said}"
         );
+        // Who has no numbers but one's own needs none to be oneself.
+        assert_eq!(map(&[]).0, "1000 1000 1 1000 1000 1");
         machine.wait_for_all();
         machine.cover("/etc/subuid", "ada:200000:65536\n");
         machine.cover("/etc/subgid", "1000:300000:65537\n");

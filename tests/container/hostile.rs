@@ -1,11 +1,12 @@
 //! Images that point out of themselves.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
 
 use crate::image::ImageBuilder;
-use crate::machine::{complaint, machines};
-use crate::namespace::own_mounts;
+use crate::machine::{Machine, complaint, machines};
 
 /// Everything below `directory`, with what files contain.
 fn snapshot(directory: &Path) -> Vec<(String, Vec<u8>)> {
@@ -29,38 +30,134 @@ fn snapshot(directory: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
+/// Every path of an image where something is bound, made, written, or where a program starts; and what asks for it, if it is not
+/// always done. `$HERE` is the machine's directory.
+const PLACES: &[(&str, &[&str])] = &[
+    ("proc", &["--pid"]),
+    ("sys", &[]),
+    ("dev", &[]),
+    ("dev/shm", &["--contain"]),
+    ("dev/pts", &["--contain"]),
+    ("dev/null", &["--contain"]),
+    ("tmp", &[]),
+    ("tmp", &["--contain"]),
+    ("var", &["--contain"]),
+    ("var/tmp", &[]),
+    ("var/tmp", &["--contain", "--workdir", "$HERE/work"]),
+    ("etc", &["--hostname", "x", "--dns", "1.2.3.4"]),
+    ("etc/passwd", &[]),
+    ("etc/group", &[]),
+    ("etc/hosts", &[]),
+    ("etc/localtime", &[]),
+    ("etc/resolv.conf", &[]),
+    ("etc/resolv.conf", &["--dns", "1.2.3.4"]),
+    ("etc/hostname", &["--hostname", "x"]),
+    ("root", &[]),
+    ("home", &["--home", "$HERE/work:/home/ada"]),
+    ("home/ada", &["--home", "$HERE/work:/home/ada"]),
+    ("home/ada", &["--contain", "--home", "/home/ada"]),
+    ("own", &["--no-home", "--pwd", "/own"]),
+    ("own", &["--oci-defaults"]),
+    ("scratch", &["--scratch", "/scratch"]),
+    ("scratch", &["--scratch", "/scratch/deep"]),
+    (
+        "scratch",
+        &["--scratch", "/scratch/deep", "--workdir", "$HERE/work"],
+    ),
+    ("mnt", &["--bind", "/usr/lib:/mnt"]),
+    ("mnt", &["--bind", "/usr/lib:/mnt/deep/er"]),
+    ("mnt", &["--bind", "/etc/hosts:/mnt"]),
+    (
+        "mnt",
+        &["--mount", "type=bind,src=/etc/hosts,dst=/mnt/file"],
+    ),
+    ("tmp/made", &["--bind", "/usr/lib:/tmp/made/deep"]),
+    (".singularity.d", &[]),
+    (".singularity.d/libs", &["--nv"]),
+    (".singularity.d/env", &[]),
+    (".singularity.d/actions", &[]),
+    ("usr/bin", &["--nv", "--contain"]),
+    ("singularity", &[]),
+    ("environment", &[]),
+];
+
+/// Says what is found at place `$1`, and spoils it, if that is a canary's.
+const TRY: &str = r#"
+    test -f /$1 && cat /$1
+    test -f /$1/secret && cat /$1/secret && echo x >> /$1/secret && rm -f /$1/secret
+    true"#;
+
 #[test]
 fn symlinks_where_something_is_bound_change_nothing_on_the_host() {
     let mounts_before = mounts();
+    // One where no program of the container's may come, one that it sees at its own name.
+    let hidden = Canary::hidden();
+    std::thread::scope(|scope| {
+        for machine in machines() {
+            let hidden = &hidden;
+            scope.spawn(move || {
+                machine.own_directory("work");
+                let seen = Canary::seen(&machine);
+                for place in PLACES {
+                    nothing_changes_behind(place, &machine, hidden, &seen);
+                }
+                machine.wait_for_all();
+            });
+        }
+    });
+    assert_eq!(mounts(), mounts_before);
+}
+
+fn nothing_changes_behind(
+    (place, options): &(&str, &[&str]),
+    machine: &Machine,
+    hidden: &Canary,
+    seen: &Canary,
+) {
+    let here = machine.directory().display().to_string();
+    let options = options.iter().map(|option| option.replace("$HERE", &here));
+    let options: Vec<String> = options.collect();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let itself = match place.starts_with("etc/") {
+        true => hidden.secret(),
+        false => hidden.path(),
+    };
+    let up = format!("{}{}", "../".repeat(12), hidden.path());
+    let below = format!("{}/nonesuch/deep", seen.path());
+    for (canary, target) in [(hidden, itself), (hidden, up), (seen, below)] {
+        let Some(mut image) = ImageBuilder::empty() else {
+            return;
+        };
+        image.link(place, &target);
+        image.config("WorkingDir", serde_json::json!("/own"));
+        let image = image.finish();
+        // It may refuse to start, but it must end. Where the container sees the canary as it sees all of /tmp, nothing is tried:
+        // the program may do there what its user may.
+        let words = match canary.is_seen {
+            true => ["true"].as_slice(),
+            false => &["sh", "-c", TRY, "sh", place],
+        };
+        let output = machine.exec(&image, &options, words).output().unwrap();
+        let what = format!("{place} -> {target} {options:?}: {output:?}");
+        assert!(matches!(output.status.code(), Some(0 | 255)), "{what}");
+        assert!(canary.is_untouched(), "{what}");
+        assert!(
+            !String::from_utf8_lossy(&output.stdout).contains("secret"),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn links_that_lead_in_circles_or_to_each_other_are_refused_or_left_alone() {
+    let links: [&[(&str, &str)]; 4] = [
+        &[("mnt", "mnt"), ("scratch", "mnt"), ("etc", "etc")],
+        &[("tmp", "tmp"), ("proc", "sys"), ("sys", "proc")],
+        &[("dev", "proc"), ("var", "tmp"), ("root", "dev")],
+        &[("proc", "/proc/self/root"), ("mnt", "/proc/self/fd/0")],
+    ];
     for machine in machines() {
-        let canary = machine.own_directory("canary");
-        fs::write(canary.join("passwd"), "host's").unwrap();
-        fs::write(canary.join("hosts"), "host's").unwrap();
-        let before = snapshot(&canary);
-        let canary_path = canary.display().to_string();
-        let up = format!("../../../../../..{canary_path}");
-        let links: [&[(&str, &str)]; 9] = [
-            &[(".singularity.d", &canary_path)],
-            &[(".singularity.d/libs", &up), ("scratch", &canary_path)],
-            &[("etc", &canary_path)],
-            &[("proc", "../../.."), ("sys", &up), ("dev", &canary_path)],
-            &[("tmp", &canary_path), ("var/tmp", "/tmp")],
-            &[
-                ("etc/resolv.conf", "/run/nonesuch/stub.conf"),
-                ("etc/hosts", &up),
-            ],
-            &[
-                ("etc/passwd", &up),
-                ("etc/group", "/etc/shadow"),
-                ("etc/localtime", &up),
-            ],
-            &[
-                ("root", &canary_path),
-                ("home", &canary_path),
-                ("mnt", "mnt"),
-            ],
-            &[("tmp", "tmp"), ("proc", "sys"), ("sys", "proc")],
-        ];
+        let canary = Canary::seen(&machine);
         for links in links {
             let Some(mut image) = ImageBuilder::empty() else {
                 return;
@@ -71,29 +168,106 @@ fn symlinks_where_something_is_bound_change_nothing_on_the_host() {
             let image = image.finish();
             for options in [
                 &["-B", "/usr:/mnt/usr"][..],
-                &[
-                    "-C",
-                    "-S",
-                    "/scratch/deep",
-                    "-B",
-                    "/usr:/tmp/usr",
-                    "--hostname",
-                    "x",
-                ],
+                &["-C", "-S", "/scratch/deep", "--hostname", "x"],
                 &["--writable-tmpfs", "-S", "/scratch"],
             ] {
-                // It may refuse to start, but it must end.
                 let output = machine.exec(&image, options, &["true"]).output().unwrap();
-                assert!(
-                    matches!(output.status.code(), Some(0 | 255)),
-                    "{links:?}: {output:?}"
-                );
-                assert_eq!(snapshot(&canary), before, "{links:?} {options:?}");
+                let what = format!("{links:?} {options:?}: {output:?}");
+                assert!(matches!(output.status.code(), Some(0 | 255)), "{what}");
+                assert!(canary.is_untouched(), "{what}");
             }
         }
         machine.wait_for_all();
     }
-    assert_eq!(mounts(), mounts_before);
+}
+
+#[test]
+fn what_is_written_over_links_of_an_image_stays_in_the_overlay() {
+    let Some(mut image) = ImageBuilder::empty() else {
+        return;
+    };
+    let canary = Canary::hidden();
+    image.link("to/directory", &canary.path());
+    image.link("to/up", &format!("{}{}", "../".repeat(12), canary.path()));
+    image.link("to/file", &canary.secret());
+    // Where overlays keep their own things in other formats.
+    for name in ["upper", "work", "merged", "memory", "overlay-0"] {
+        image.link(name, &canary.path());
+        image.link(&format!(".singularity.d/libs/{name}"), &canary.path());
+    }
+    let image = image.finish();
+    let script = "for place in /to/directory /to/up /to/file /upper /work /merged; do
+            cat $place $place/secret 2>/dev/null
+            { echo x > $place/new; echo x > $place/secret; echo x > $place; mkdir -p $place/made; } 2>/dev/null
+            rm -f $place/secret 2>/dev/null
+        done; echo kept > /kept && cat /kept";
+    for machine in machines() {
+        let over = machine.own_directory("over").display().to_string();
+        for options in [
+            &["--overlay", &over][..],
+            &["--writable-tmpfs"],
+            &["--writable-tmpfs", "--contain", "--scratch", "/to/own"],
+        ] {
+            assert_eq!(machine.says(&image, options, script), "kept");
+            assert!(canary.is_untouched(), "{options:?}");
+            assert_eq!(
+                machine.says(&image, options, "cat /to/file 2>/dev/null; true"),
+                ""
+            );
+        }
+        assert!(Path::new(&over).join("upper/kept").is_file());
+        machine.wait_for_all();
+    }
+}
+
+/// A directory of the host that no container may change, with a secret.
+struct Canary {
+    directory: PathBuf,
+    before: Vec<(String, Vec<u8>)>,
+    is_seen: bool,
+    _gone_with_it: Option<TempDir>,
+}
+
+impl Canary {
+    /// Where nothing that containers see leads, writable for everybody.
+    fn hidden() -> Self {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Self::in_directory(directory.path().to_path_buf(), false, Some(directory))
+    }
+
+    /// Below /tmp.
+    fn seen(machine: &Machine) -> Self {
+        Self::in_directory(machine.own_directory("canary"), true, None)
+    }
+
+    fn in_directory(directory: PathBuf, is_seen: bool, kept: Option<TempDir>) -> Self {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        fs::set_permissions(&directory, mode).unwrap();
+        for name in ["secret", "passwd", "hosts", "libcuda.so.1"] {
+            let path = directory.join(name);
+            fs::write(&path, "secret\n").unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+            fs::set_permissions(path, mode).unwrap();
+        }
+        Self {
+            before: snapshot(&directory),
+            directory,
+            is_seen,
+            _gone_with_it: kept,
+        }
+    }
+
+    fn path(&self) -> String {
+        self.directory.display().to_string()
+    }
+
+    fn secret(&self) -> String {
+        format!("{}/secret", self.path())
+    }
+
+    fn is_untouched(&self) -> bool {
+        snapshot(&self.directory) == self.before
+    }
 }
 
 /// Mounts of the tests' own namespace that are ours.
@@ -202,99 +376,6 @@ fn devices_odd_names_and_setuid_files_of_an_image_change_nothing_on_the_host() {
             .unwrap();
         assert!(
             matches!(output.status.code(), Some(0 | 255)),
-            "{}",
-            complaint(&output)
-        );
-        machine.wait_for_all();
-    }
-}
-
-#[test]
-fn a_home_behind_links_one_that_is_read_only_and_a_closed_stdin_are_no_obstacles() {
-    let Some(image) = ImageBuilder::new() else {
-        return;
-    };
-    let image = image.finish();
-    for machine in machines() {
-        let real = machine.own_directory("real");
-        fs::create_dir(real.join("ada")).unwrap();
-        fs::write(real.join("ada/mine"), "mine").unwrap();
-        std::os::unix::fs::symlink("real", machine.directory().join("homes")).unwrap();
-        std::os::unix::fs::symlink(
-            machine.directory().join("homes"),
-            machine.directory().join("linked"),
-        )
-        .unwrap();
-        let home = machine.directory().join("linked/ada").display().to_string();
-        assert_eq!(
-            machine.says(&image, &["--home", &home], "cat ~/mine"),
-            "mine"
-        );
-        let mut command = machine.exec(&image, &["--home", &home], &["cat", "mine"]);
-        let output = command.current_dir(&home).output().unwrap();
-        assert_eq!(
-            String::from_utf8_lossy(&output.stdout),
-            "mine",
-            "{}",
-            complaint(&output)
-        );
-        // Neither the store nor anything else can be written below it.
-        let sealed = machine.directory().join("sealed");
-        fs::create_dir(&sealed).unwrap();
-        fs::set_permissions(&sealed, std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
-        let mut command = machine.program("sh");
-        command.args([
-            "-c",
-            "exec <&-; exec \"$@\"",
-            "sh",
-            env!("CARGO_BIN_EXE_sifon"),
-            "exec",
-            &image.reference(),
-            "sh",
-            "-c",
-            "echo $((6 * 7))",
-        ]);
-        let output = command
-            .env("HOME", &sealed)
-            .env_remove("SIFON_STORE")
-            .output()
-            .unwrap();
-        assert_eq!(
-            String::from_utf8_lossy(&output.stdout),
-            "42\n",
-            "{}",
-            complaint(&output)
-        );
-        machine.wait_for_all();
-    }
-}
-
-#[test]
-fn four_megabytes_of_temporary_space_are_enough() {
-    let Some(image) = ImageBuilder::new() else {
-        return;
-    };
-    let image = image.finish();
-    for machine in machines().iter().filter(|machine| machine.is_root()) {
-        let small = machine.own_directory("small");
-        let script = r#"mount -t tmpfs -o size=4m none "$1" && shift && exec "$@""#;
-        let mut command = machine.program("unshare");
-        command.args(own_mounts(script));
-        command.arg(&small).args([
-            env!("CARGO_BIN_EXE_sifon"),
-            "exec",
-            &image.reference(),
-            "cat",
-            "/etc/group",
-        ]);
-        // The store is there too, and has no room for the image.
-        let output = command
-            .env("TMPDIR", &small)
-            .env("SIFON_STORE", small.join("store"))
-            .output()
-            .unwrap();
-        assert!(
-            String::from_utf8_lossy(&output.stdout).starts_with("root:"),
             "{}",
             complaint(&output)
         );

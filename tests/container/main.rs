@@ -28,6 +28,7 @@ mod pulls;
 mod script;
 mod server;
 mod sifs;
+mod surroundings;
 mod transcript;
 mod transcripts;
 mod view;

@@ -124,6 +124,59 @@ fn a_file_of_mke2fs_is_given_what_an_overlay_needs() {
     }
 }
 
+/// Such a file may come from somebody else, as an image does.
+#[test]
+fn links_in_a_file_for_overlays_never_lead_to_the_hosts_files() {
+    if !is_here(&["mke2fs", "debugfs", "fuse2fs", "fuse-overlayfs"]) {
+        return;
+    }
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let canary = machine.own_directory("canary");
+        fs::write(canary.join("secret"), "secret").unwrap();
+        let file = machine.directory().join("linked.img");
+        for (name, other) in [("upper", "work"), ("work", "upper")] {
+            let from = machine.own_directory(&format!("linked-{name}"));
+            std::os::unix::fs::symlink(&canary, from.join(name)).unwrap();
+            fs::create_dir(from.join(other)).unwrap();
+            std::os::unix::fs::chown(from.join(other), Some(machine.uid()), None).unwrap();
+            let made = Command::new("/sbin/mke2fs")
+                .args(["-q", "-F", "-t", "ext3", "-E"])
+                .arg(format!("root_owner={0}:{0}", machine.uid()))
+                .arg("-d")
+                .args([&from, &file])
+                .arg("8M")
+                .status();
+            assert!(made.unwrap().success());
+            std::os::unix::fs::chown(&file, Some(machine.uid()), None).unwrap();
+            for access in ["", ":ro"] {
+                let option = format!("{}{access}", file.display());
+                let script = "cat /secret; echo written > /new; rm -f /secret";
+                let output = machine
+                    .exec(&image, &["--overlay", &option], &["sh", "-c", script])
+                    .output()
+                    .unwrap();
+                let said = String::from_utf8_lossy(&output.stdout);
+                assert!(!said.contains("secret"), "{name} {option}: {said}");
+                let is_used = (name, access) != ("work", ":ro");
+                if is_used {
+                    let words = format!("{name} is no directory in it");
+                    assert_eq!(output.status.code(), Some(255));
+                    assert!(
+                        complaint(&output).contains(&words),
+                        "{}",
+                        complaint(&output)
+                    );
+                }
+                let left: Vec<_> = fs::read_dir(&canary).unwrap().collect();
+                assert_eq!(left.len(), 1, "{name} {option}: {left:?}");
+                assert_eq!(fs::read(canary.join("secret")).unwrap(), b"secret");
+                machine.wait_for_all();
+            }
+        }
+    }
+}
+
 #[test]
 fn files_for_overlays_are_made_as_apptainer_makes_them() {
     if !is_here(&["mke2fs", "debugfs", "fuse2fs", "fuse-overlayfs"]) {

@@ -81,28 +81,6 @@ fn input_and_output_are_the_programs_own() {
 }
 
 #[test]
-fn a_closed_stdin_stays_closed() {
-    let Some(image) = ImageBuilder::new() else {
-        return;
-    };
-    let image = image.finish();
-    for machine in machines() {
-        let script = r#"exec "$@" <&-"#;
-        let mut command = machine.program("sh");
-        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_sifon"), "exec"]);
-        let output = command
-            .arg(image.reference())
-            .args(["cat"])
-            .output()
-            .unwrap();
-        // Rust opens /dev/null in its place, so that no other file becomes standard input.
-        assert!(output.stdout.is_empty(), "{output:?}");
-        assert!(!complaint(&output).contains("FATAL"), "{output:?}");
-        machine.wait_for_all();
-    }
-}
-
-#[test]
 fn other_descriptors_of_the_caller_reach_the_program() {
     let Some(image) = ImageBuilder::new() else {
         return;

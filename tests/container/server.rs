@@ -120,11 +120,41 @@ fn tasks_of_one_job_read_each_others_memory() {
     }
 }
 
+/// What MPI's libraries do where processes may not read each other's memory.
+#[test]
+fn tasks_of_one_job_meet_in_shared_memory() {
+    let Some(image) = small() else { return };
+    for machine in machines() {
+        let name = format!("/dev/shm/sifon-{}", machine.mark());
+        let task = format!(
+            "echo of a task > {name}; stat -c %d:%i {name}; readlink /proc/self/ns/ipc; cat; cat {name}; rm {name}"
+        );
+        let (mut task, file) = started(&mut machine.exec(&image, &[], &["sh", "-c", &task]));
+        let other = format!(
+            "cat {name}; stat -c %d:%i {name}; readlink /proc/self/ns/ipc; echo of the other >> {name}"
+        );
+        let ours = fs::read_link("/proc/self/ns/ipc").unwrap();
+        let ours = ours.display();
+        assert_eq!(
+            machine.says(&image, &[], &other),
+            format!("of a task\n{file}\n{ours}")
+        );
+        drop(task.stdin.take());
+        let output = task.wait_with_output().unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            format!("{ours}\nof a task\nof the other\n")
+        );
+        assert!(!Path::new(&name).exists());
+        machine.wait_for_all();
+    }
+}
+
 #[test]
 fn starts_at_the_same_moment_make_one_server_and_one_mount() {
     let Some(image) = small() else { return };
     for machine in machines() {
-        let children: Vec<_> = (0..24)
+        let children: Vec<_> = (0..64)
             .map(|_| {
                 machine
                     .exec(&image, &STAYS, &["stat", "-c", "%d", "/"])

@@ -327,7 +327,11 @@ fn opened(
         top,
     };
     let lease = store.lease(&record);
-    store.evict(store.budget(), false);
+    if is_for_programs {
+        evict_meanwhile(store);
+    } else {
+        store.evict(store.budget(), false);
+    }
     Ok(Opened {
         image,
         chunks,
@@ -335,6 +339,16 @@ fn opened(
         lease,
         has_layer_on_top,
     })
+}
+
+/// Keeps the store within its budget while programs start: looking at all of its files takes a while where they are many, or far.
+fn evict_meanwhile(store: &Arc<Store>) {
+    let evicting = Arc::clone(store);
+    let evict = move || evicting.evict(evicting.budget(), false);
+    let started = thread::Builder::new().name("evict".into()).spawn(evict);
+    if let Err(err) = started {
+        tracing::warn!(error = %err, "the store is not kept within its budget");
+    }
 }
 
 /// The digest of the manifest of the image that `reference` names; nothing else of the image is asked for. With the place that was

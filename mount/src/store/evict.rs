@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::directory::disk_bytes;
-use super::lease::{Lease, leased};
+use super::lease::{Lease, leased, touched};
 use super::{Name, Store};
 use crate::digest::Digest;
 
@@ -101,16 +101,22 @@ pub struct Evicted {
 impl Store {
     /// Records that an image is used now, and keeps it from eviction while the lease lives. `None` where the store cannot be written to.
     pub fn lease(&self, record: &ImageRecord) -> Option<Lease> {
-        let leased = self.draft().and_then(|mut draft| {
-            draft.write_all(&serde_json::to_vec(record)?)?;
+        let leased = || {
+            let bytes = serde_json::to_vec(record)?;
             if !self.own.is_writable() {
                 return Err(io::ErrorKind::ReadOnlyFilesystem.into());
             }
             let path = Path::new("images").join(record.manifest.hex());
-            self.own.seal_at(draft, &path)?;
+            let there = self.own.read(&path, RECORD_BYTES_LIMIT);
+            // Nobody has to wait for a disk to learn what it knows.
+            if there.is_none_or(|there| there != bytes) || !touched(&self.own.path().join(&path)) {
+                let mut draft = self.draft()?;
+                draft.write_all(&bytes)?;
+                self.own.seal_at(draft, &path)?;
+            }
             Lease::take(self, record.manifest)
-        });
-        leased
+        };
+        leased()
             .inspect_err(|err| tracing::debug!(error = %err, "no lease"))
             .ok()
     }

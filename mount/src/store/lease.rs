@@ -41,7 +41,7 @@ impl Lease {
         let renewed = path.clone();
         thread::spawn(move || {
             while dropped.recv_timeout(RENEWAL) == Err(mpsc::RecvTimeoutError::Timeout) {
-                touch(&renewed);
+                touched(&renewed);
             }
         });
         let record = directory.join("images").join(image.hex());
@@ -55,20 +55,19 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        touch(&self.record);
+        touched(&self.record);
         let _ = fs::remove_file(&self.path);
     }
 }
 
-fn touch(path: &Path) {
+/// Marks a file as used now; whether that could be done.
+pub(super) fn touched(path: &Path) -> bool {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = File::options()
         .read(true)
         .custom_flags(flags.bits() as i32)
         .open(path);
-    if let Ok(file) = file {
-        let _ = file.set_modified(SystemTime::now());
-    }
+    file.is_ok_and(|file| file.set_modified(SystemTime::now()).is_ok())
 }
 
 /// The images that are in use; leases of processes that are gone are removed.

@@ -149,8 +149,10 @@ pub struct Args {
     /// Share nothing with other programs: a server and a mount for this one alone, and --pid
     #[arg(help_heading = SERVER, long)]
     pub(super) private: bool,
-    /// For command lines written for Singularity: no effect, programs of one job share their namespaces always
-    #[arg(long, hide = true)]
+    /// Share the image's mount and a user namespace with the other programs of the job: that is so without it
+    ///
+    /// Each program sees its own binds. For those that are to share process numbers, too, there are instances (`sifon instance start`).
+    #[arg(help_heading = SERVER, long, conflicts_with = "private")]
     pub(super) sharens: bool,
     #[command(flatten)]
     pub(super) limits: Limits,
@@ -301,7 +303,29 @@ impl Args {
         args.ipc |= args.containall;
         args.cleanenv |= args.containall;
         args.uts |= args.hostname.is_some();
+        args.require_shared()?;
         Ok(args)
+    }
+
+    /// With `--sharens` nothing may be the program's own that programs under Singularity would share then.
+    fn require_shared(&self) -> Result<(), Error> {
+        let own = [
+            (self.pid, "process numbers"),
+            (self.ipc, "shared memory"),
+            (self.uts, "a machine's name"),
+            (self.net, "a network"),
+        ];
+        let own = own.into_iter().find(|(is_own, _)| *is_own);
+        match own.filter(|_| self.sharens) {
+            None => Ok(()),
+            Some((_, what)) => Err(Box::new(container::Error::Reported {
+                message: format!("--sharens with {what} of the container's own: programs share these in an instance only"),
+                hint: Some(
+                    "start the container once, `sifon instance start IMAGE NAME`, and each program with `sifon exec instance://NAME PROGRAM`"
+                        .into(),
+                ),
+            })),
+        }
     }
 
     /// Whether the user is root inside.
