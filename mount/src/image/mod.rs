@@ -7,6 +7,7 @@ mod course;
 pub mod history;
 pub mod index;
 pub mod indexing;
+mod interpreter;
 mod layers;
 pub mod open;
 pub mod outlook;
