@@ -79,6 +79,7 @@ impl Context {
             ForPrograms {
                 on_top,
                 source: None,
+                program: None,
             },
         )?)
     }

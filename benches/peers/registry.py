@@ -1,5 +1,6 @@
 """A `docker-registry` on loopback with one image in it."""
 
+import hashlib
 import http.client
 import json
 import socket
@@ -76,9 +77,27 @@ class Registry:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300, blocksize=1 << 20)
         connection.request(method, target, body, headers or {})
         answer = connection.getresponse()
-        answer.read()
+        answer.body = answer.read()
         connection.close()
         return answer
+
+    def manifest(self, repository, name):
+        """The manifest of this tag or digest; of an index the first one in it."""
+        kinds = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json"
+        answer = self.request("GET", f"/v2/{repository}/manifests/{name}", headers={"Accept": kinds})
+        document = json.loads(answer.body)
+        return self.manifest(repository, document["manifests"][0]["digest"]) if "manifests" in document else document
+
+    def push_small(self, repository, content):
+        """Puts a small blob; gives its descriptor's digest and size."""
+        digest = "sha256:" + hashlib.sha256(content).hexdigest()
+        place = self.request("POST", f"/v2/{repository}/blobs/uploads/").getheader("Location")
+        separator = "&" if urllib.parse.urlsplit(place).query else "?"
+        answer = self.request("PUT", f"{place}{separator}digest={urllib.parse.quote(digest)}", content,
+                              {"Content-Type": "application/octet-stream"})
+        if answer.status != 201:
+            raise SystemExit(f"the registry answered {answer.status} to blob {digest}")
+        return {"digest": digest, "size": len(content)}
 
     def warm(self):
         """Reads what it stores, so that no run waits for the server's disk."""

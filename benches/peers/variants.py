@@ -1,5 +1,6 @@
 """The image in every format that can be read lazily, in the registry beside the original."""
 
+import json
 import subprocess
 
 from bench import DEADLINE_S, REPOSITORY, tell
@@ -29,6 +30,29 @@ skopeo --insecure-policy copy --src-tls-verify=false --dest-tls-verify=false \\
 def push_variants(wanted, options, programs, registry, tag):
     """Converts what the registry has not got yet. Gives the names of those that are there then."""
     return [name for name in wanted if has(registry, FORMATS[name]) or converted(name, options, programs, registry, tag)]
+
+
+def push_shortened(registry, tag, packed_bytes):
+    """The image of the bottom layers of the one with this tag, as many as have so many bytes together; gives its tag."""
+    manifest = registry.manifest(REPOSITORY, tag)
+    layers, held = [], 0
+    for layer in manifest["layers"]:
+        if held >= packed_bytes:
+            break
+        layers.append(layer)
+        held += layer["size"]
+    config = json.loads(registry.request("GET", f"/v2/{REPOSITORY}/blobs/{manifest['config']['digest']}").body)
+    config["rootfs"]["diff_ids"] = config["rootfs"]["diff_ids"][:len(layers)]
+    config.pop("history", None)
+    manifest["config"] |= registry.push_small(REPOSITORY, json.dumps(config).encode())
+    manifest["layers"] = layers
+    tell(f"{tag}: {len(layers)} layers, {held / 1e6:.0f} MB")
+    shortened = f"{tag}-{len(layers)}"
+    kind = {"Content-Type": manifest["mediaType"]}
+    answer = registry.request("PUT", f"/v2/{REPOSITORY}/manifests/{shortened}", json.dumps(manifest), kind)
+    if answer.status != 201:
+        raise SystemExit(f"the registry answered {answer.status} to the manifest of {shortened}")
+    return shortened
 
 
 def has(registry, tag):

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -140,6 +141,7 @@ impl StoredImages {
             let with = ForPrograms {
                 on_top: (!request.is_bare).then_some(on_top),
                 source: self.asked_for(request),
+                program: request.program.clone().map(OsString::into_vec),
             };
             open_for_programs(&reference, &settings.open, &store, &progress, with)
         })?;

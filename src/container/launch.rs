@@ -38,6 +38,8 @@ pub struct Launch<'a> {
     pub from_images: Vec<OwnedFd>,
     /// The image, in words that do not depend on a directory.
     pub image: OsString,
+    /// How the user calls the program, if the image has no say in that.
+    pub program: Option<OsString>,
     /// How long the image stays mounted after its last program.
     pub linger: Duration,
     /// What it shares with the machine.
@@ -89,6 +91,7 @@ impl Launch<'_> {
             targets: targets(self.plan),
             linger: self.linger,
             is_bare: false,
+            program: self.program.clone(),
         };
         let (ready, joinable, joining) = server.ask(request, privilege, self.hears)?;
         let image = namespaces::join(joinable)?;

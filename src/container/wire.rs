@@ -52,6 +52,8 @@ pub struct Request {
     pub linger: Duration,
     /// Whether it is wanted for its files only, without what Singularity looks for in an image.
     pub is_bare: bool,
+    /// How the user calls the program that is going to run, if that is known: what it reads can be fetched ahead.
+    pub program: Option<OsString>,
 }
 
 /// What a client says when it was told to mount ([`Reply::Mount`]); the descriptors of its mount come along: the connection to

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::estargz::prefetch_landmark;
-use crate::layers::{Member, file, noise};
+use crate::layers::{Member, directory, file, noise, symlink};
 use crate::layout::{Layer, Layout, Packing, all};
 use crate::place::{PATIENCE, Place, can_mount};
 use crate::server::{before, reference};
@@ -157,6 +157,38 @@ fn what_the_builder_of_an_image_nobody_has_read_thought_of_is_fetched_before_it_
     assert_eq!(fetched(0), 0, "a reader waited");
     assert!(mounted.read(&name(20)).unwrap() == content(20));
     assert!(fetched(0) > 0);
+}
+
+/// An image of which nobody knows a profile. What is not read lies between, so that ranges do not close the gaps.
+#[test]
+fn a_program_that_is_going_to_run_is_fetched_before_it_asks_with_what_its_interpreter_reads() {
+    let read = [
+        "usr/bin/python3.11",
+        "usr/lib/python3.11/encodings/__pycache__/aliases.cpython-311.pyc",
+        "usr/lib/python3/dist-packages/some.pth",
+        "etc/passwd",
+    ];
+    let mut members = vec![directory("bin"), symlink("usr/bin/python3", "python3.11")];
+    for (seed, path) in (0..).zip(read) {
+        members.push(file(path, content(seed)).mode(0o755));
+        members.push(file(format!("other-{seed}"), noise(3 << 20, seed)));
+    }
+    let Some(lazy) = Lazy::of(members, Packing::ZstdChunked) else {
+        return;
+    };
+    // It is none, but until that is known it has been asked for.
+    let ran = lazy.place.sifon(["exec", &lazy.image, "python3"]).output();
+    assert!(!ran.unwrap().status.success());
+    let fetched = || {
+        let fetched = &lazy.stats(&lazy.image)["moved"]["fetched"];
+        let counts = fetched.as_array().unwrap().iter();
+        let bytes = counts.map(|count| count["bytes"].as_u64().unwrap());
+        bytes.sum::<u64>() as usize
+    };
+    let wanted = read.len() * FILE_BYTES;
+    until(|| fetched() >= wanted);
+    assert!(fetched() < wanted + (3 << 20));
+    lazy.place.says(["stop", "--all"]);
 }
 
 #[test]

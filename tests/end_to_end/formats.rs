@@ -1,18 +1,14 @@
 //! One image in every format and place: the same files, byte for byte.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use std::collections::BTreeMap;
-
-use rustix::fs::FileType;
-use serde_json::{Value, json};
-
+use crate::fixture::{self, Fixture};
 use crate::layers::model::Model;
 use crate::layout::{Layout, Packing, all, docker_archive};
 use crate::place::{Place, can_mount, complaint, is_mounted};
 use crate::support::real::RealRegistry;
 use crate::tricky;
-use crate::view::{Shown, View, assert_random_reads};
+use crate::view::{View, assert_random_reads};
 
 const STREAMED: [(&str, Packing); 5] = [
     ("tar", Packing::Tar),
@@ -157,103 +153,14 @@ fn a_plain_user_sees_the_same_files() {
     }
 }
 
-/// The fixture of other implementations' traps, where it is beside the checkout (or where `SIFON_FIXTURES` says).
 #[test]
 fn the_tricky_fixture_is_shown_as_it_expects() {
-    if !can_mount() {
-        return;
-    }
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    let fixtures = std::env::var_os("SIFON_FIXTURES").map_or_else(beside, PathBuf::from);
-    let Ok(fixture) = fixtures.join("tricky").canonicalize() else {
-        eprintln!("skipped: no fixture beside the checkout");
+    let Some(fixture) = Fixture::beside().filter(|_| can_mount()) else {
         return;
     };
-    let expected = std::fs::read(fixture.join("expected.json")).unwrap();
-    let expected: BTreeMap<String, Value> = serde_json::from_slice(&expected).unwrap();
     let place = Place::new();
-    for tag in [
-        "gzip",
-        "zstd",
-        "zstd-chunked-podman",
-        "zstd-chunked-stargz",
-        "estargz",
-        "estargz-minchunk",
-    ] {
-        let mounted = place.mount(&format!("oci:{}/layout:{tag}", fixture.display()));
-        let mut seen = View::of(mounted.path()).0;
-        seen.remove(&b""[..]);
-        let names = |path: &Vec<u8>| format!("/{}", String::from_utf8_lossy(path));
-        let names: Vec<_> = seen.keys().map(names).collect();
-        assert!(names.iter().eq(expected.keys()), "{tag}: {names:?}");
-        for (shown, (path, expected)) in seen.values().zip(&expected) {
-            let mut expected = expected.clone();
-            if tag.contains("stargz") || tag.contains("minchunk") {
-                // Its tables of contents have whole seconds.
-                if let Some(mtime) = expected["mtime"].as_f64() {
-                    expected["mtime"] = json!(mtime.round() as i64);
-                }
-            }
-            assert_expected(shown, &expected, &format!("{tag}: {path}"));
-        }
+    for tag in ["gzip", "zstd"].iter().chain(&fixture::LAZY) {
+        let mounted = place.mount(&format!("oci:{}:{tag}", fixture.layout().display()));
+        fixture.assert_is_shown(tag, mounted.path());
     }
-}
-
-/// Compares what the fixture tells of a file, in its own words.
-fn assert_expected(shown: &Shown, expected: &Value, name: &str) {
-    let kind = match shown.kind {
-        FileType::Directory => "dir",
-        FileType::RegularFile => "reg",
-        FileType::Symlink => "symlink",
-        FileType::CharacterDevice => "char",
-        FileType::BlockDevice => "block",
-        FileType::Fifo => "fifo",
-        other => panic!("{name}: {other:?}"),
-    };
-    let mut told = json!({"type": kind, "uid": shown.owner.0, "gid": shown.owner.1});
-    let mut tell = |key: &str, value: Value| {
-        if !expected[key].is_null() {
-            told[key] = value;
-        }
-    };
-    let is_symlink = shown.kind == FileType::Symlink;
-    // Linux shows a symlink's mode as 0777, whatever an archive says.
-    let mode = if is_symlink {
-        expected["mode"].clone()
-    } else {
-        shown.mode.into()
-    };
-    tell("mode", mode);
-    tell("nlink", json!(shown.nlink));
-    tell("size", json!(shown.content.map(|(size, _)| size)));
-    tell(
-        "sha256",
-        json!(shown.content.map(|(_, digest)| digest.hex())),
-    );
-    tell("link", json!(String::from_utf8_lossy(&shown.target)));
-    tell("dev", json!([shown.device.0, shown.device.1]));
-    tell("implied", json!(true));
-    let (secs, nanos) = shown.mtime.unwrap();
-    tell(
-        "mtime",
-        if nanos == 0 {
-            json!(secs)
-        } else {
-            json!(secs as f64 + nanos as f64 / 1e9)
-        },
-    );
-    let xattrs: BTreeMap<_, _> = shown
-        .xattrs
-        .iter()
-        .map(|(key, value)| {
-            (
-                String::from_utf8_lossy(key).into_owned(),
-                data_encoding::HEXLOWER.encode(value),
-            )
-        })
-        .collect();
-    if !xattrs.is_empty() {
-        told["xattrs"] = json!(xattrs);
-    }
-    assert_eq!(told, *expected, "{name}");
 }

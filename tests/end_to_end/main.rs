@@ -8,6 +8,7 @@ mod layers;
 mod support;
 
 mod estargz;
+mod fixture;
 mod layout;
 mod openssl;
 mod place;
@@ -32,5 +33,6 @@ mod resumed;
 mod shared;
 mod soci;
 mod store;
+mod thrift;
 mod unpacked;
 mod words;

@@ -106,6 +106,19 @@ impl PackedCopy {
         self.file.write_all_at(&[!byte[0]], at).unwrap();
     }
 
+    /// Where the block begins in which a byte at `at` is kept: what is to be kept of a range begins there.
+    pub fn block_start(at: u64) -> u64 {
+        at - at % BLOCK_BYTES
+    }
+
+    /// Keeps the end of the blob, which came for another reason: from the start of a block on, all that there is.
+    pub fn keep_end(&self, bytes: &[u8]) -> io::Result<()> {
+        match self.size.checked_sub(bytes.len() as u64) {
+            Some(at) if at % BLOCK_BYTES == 0 => self.write(bytes, at),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
     /// Writes blocks that came: whole ones from a block's start on, the blob's last one perhaps shorter.
     pub(super) fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, at)?;

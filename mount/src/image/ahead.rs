@@ -11,6 +11,7 @@ use crossbeam_channel::bounded;
 
 use super::Image;
 use super::history::{found, profile};
+use super::interpreter;
 use super::profile::Profile;
 use super::program::{self, Program};
 use crate::digest::Digest;
@@ -34,8 +35,16 @@ const PROGRAMS_LIMIT: usize = 4096;
 /// How long a part of a program is waited for: later it is of no use.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is read before any program runs, and by any that is linked dynamically.
-const STARTS: [&[u8]; 3] = [b"etc/passwd", b"etc/group", b"etc/ld.so.cache"];
+/// What is read before any program runs, by any that is linked dynamically, and by any that speaks the user's language, which
+/// in an image is `C.UTF-8` if it is any.
+const STARTS: [&[u8]; 6] = [
+    b"etc/passwd",
+    b"etc/group",
+    b"etc/ld.so.cache",
+    b"usr/lib/locale/C.utf8/LC_CTYPE",
+    b"usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache",
+    b"usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache",
+];
 const LOADERS: [&[u8]; 4] = [
     b"lib64/ld-linux-x86-64.so.2",
     b"lib/ld-linux-aarch64.so.1",
@@ -57,19 +66,29 @@ const LIBRARIES: [&[u8]; 9] = [
     b"usr/local/lib",
 ];
 
+/// A program that is going to run.
+#[derive(Clone, Debug)]
+pub(super) struct Expected {
+    /// How its user calls it.
+    pub name: Vec<u8>,
+    /// Where it is looked for if that is no path: directories, separated by colons.
+    pub directories: Vec<u8>,
+}
+
 /// Begins to fetch ahead. Gives what was read before; if nobody has read the image yet, programs are to be [watched](watch).
 pub(super) fn begin(
     store: &Store,
     manifest: Digest,
     image: &Arc<Image>,
     chunks: &Arc<Chunks>,
+    program: Option<Expected>,
 ) -> Option<Arc<Profile>> {
     let profile = profile(store, manifest).map(Arc::new);
     let known = profile.clone();
     let (image, chunks) = (Arc::clone(image), Arc::clone(chunks));
     started(move || match profile {
         Some(profile) => replay(&profile, &image, &chunks),
-        None => begin_anew(&image, &chunks),
+        None => begin_anew(&image, &chunks, program.as_ref()),
     });
     known
 }
@@ -98,19 +117,44 @@ fn started(work: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn begin_anew(image: &Image, chunks: &Chunks) {
+fn begin_anew(image: &Image, chunks: &Chunks, program: Option<&Expected>) {
     chunks.prefetch(&chunks.leads(), Why::Profile);
-    for path in STARTS {
-        if let Ok(Some(id)) = image.resolved(path) {
-            bring_if_small(image, chunks, id);
-        }
-    }
     let loader = LOADERS
         .iter()
         .find_map(|path| image.resolved(path).ok().flatten());
+    let program = program.and_then(|program| program.found(image));
+    let first = program.iter().map(|(id, _)| *id);
+    let first: Vec<NodeId> = first
+        .chain(loader)
+        .chain(library(image, C_LIBRARY))
+        .collect();
+    let starts = STARTS.iter();
+    let starts = starts.filter_map(|path| image.resolved(path).ok().flatten());
+    let known = program.iter();
+    let known = known.flat_map(|(_, path)| interpreter::starts_with(image, path));
+    // All at once, so that what lies side by side comes together.
+    let all = first.iter().copied().chain(starts).chain(known);
+    let all: Vec<_> = all.flat_map(|id| if_small(image, chunks, id)).collect();
+    chunks.prefetch(&all, Why::ReadAhead);
     let mut ahead = Ahead::default();
-    for id in loader.into_iter().chain(library(image, C_LIBRARY)) {
+    for id in first {
         ahead.look_at(id, image, chunks);
+    }
+}
+
+impl Expected {
+    /// The program, and its path without links.
+    fn found(&self, image: &Image) -> Option<(NodeId, Vec<u8>)> {
+        let found = |path: &[u8]| {
+            let (id, path) = image.found(path).ok()??;
+            let kind = image.node(id).ok()?.kind;
+            matches!(kind, NodeKind::Regular { .. }).then_some((id, path))
+        };
+        if self.name.contains(&b'/') {
+            return found(&self.name);
+        }
+        let mut directories = self.directories.split(|&byte| byte == b':');
+        directories.find_map(|directory| found(&[directory, &self.name].join(&b'/')))
     }
 }
 
@@ -173,9 +217,15 @@ fn bring(image: &Image, chunks: &Chunks, id: NodeId, bytes: &Range<u64>) {
 }
 
 fn bring_if_small(image: &Image, chunks: &Chunks, id: NodeId) {
+    chunks.prefetch(&if_small(image, chunks, id), Why::ReadAhead);
+}
+
+/// All chunks of a file, or none if they are too many to be brought whole.
+fn if_small(image: &Image, chunks: &Chunks, id: NodeId) -> Vec<(u16, ChunkIndex)> {
     let all = image.chunks_of(id, &(0..image.node(id).map_or(0, |node| node.size)));
-    if chunks.packed_bytes(&all) <= WHOLE_BYTES_LIMIT {
-        chunks.prefetch(&all, Why::ReadAhead);
+    match chunks.packed_bytes(&all) <= WHOLE_BYTES_LIMIT {
+        true => all,
+        false => Vec::new(),
     }
 }
 

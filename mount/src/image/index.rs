@@ -14,6 +14,7 @@ use super::open::OpenError;
 use crate::blob::{Blob, Windows};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
+use crate::fetch::PackedCopy;
 use crate::layer::estargz::{self, EstargzError, Footer};
 use crate::layer::soci::{self, Trust};
 use crate::layer::squashfs;
@@ -250,7 +251,7 @@ impl Opener<'_> {
         promised: Digest,
         writer: &mut TableWriter,
     ) -> Result<Result<(), Unusable>, OpenError> {
-        let from = layer.size - estargz::tail_bytes(layer.size);
+        let from = PackedCopy::block_start(layer.size - estargz::tail_bytes(layer.size));
         let tail = self.range(layer, from..layer.size)?;
         let Some(footer) = estargz::footer(&tail) else {
             return Ok(Err(
@@ -266,11 +267,32 @@ impl Opener<'_> {
             ));
         };
         let packed = match place.start.checked_sub(from) {
-            Some(at) => tail.slice(at as usize..(place.end - from) as usize),
+            Some(at) => {
+                self.keep_end(layer, &tail, at);
+                tail.slice(at as usize..(place.end - from) as usize)
+            }
+            // Not what is here already once more.
+            None if place.end > from => {
+                let rest = self.range(layer, place.start..from)?;
+                let here = &tail[..(place.end - from) as usize];
+                [&rest, here].concat().into()
+            }
             None => self.range(layer, place)?,
         };
         let table = self.parsed(|| estargz::table(promised, footer, &packed, writer));
         Ok(table.map_err(|err: EstargzError| err.into()))
+    }
+
+    /// Keeps what came of a layer's end with its table of contents: `before` bytes of it are ahead of that, and may be chunks.
+    fn keep_end(&self, layer: &Descriptor, tail: &[u8], before: u64) {
+        let blob = self.blob(layer);
+        if before == 0 || !blob.is_remote() {
+            return;
+        }
+        let kept = PackedCopy::of(self.store, &*blob).and_then(|copy| copy.keep_end(tail));
+        if let Err(error) = kept {
+            tracing::debug!(layer = %layer.digest, %error, "what came with the table is not kept");
+        }
     }
 
     /// By a zTOC, which is a blob of its own.

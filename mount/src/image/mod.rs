@@ -8,6 +8,7 @@ mod documents;
 pub mod history;
 pub mod index;
 pub mod indexing;
+mod interpreter;
 mod layers;
 pub mod open;
 pub mod outlook;

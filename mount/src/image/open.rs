@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use super::ahead::{self, Expected};
 use super::documents::Opener;
 use super::layers::{DiffId, Layer};
 use super::ready::{Layers, Merged, Readiness};
-use super::{Image, ahead, course};
+use super::{Image, course};
 use crate::blob::{Blob, BlobError, MemoryBlob};
 use crate::digest::Digest;
 use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits};
@@ -26,6 +28,9 @@ use crate::tree::{MergeError, Tree, TreeError};
 
 /// The media type of a layer that is a tar stream as it is.
 const TAR_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// Where programs are looked for, whatever an image says.
+const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What to ask, and what not.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -189,12 +194,7 @@ pub fn open(
     store: &Arc<Store>,
     progress: &OnProgress,
 ) -> Result<Opened, OpenError> {
-    opened(
-        Opener::new(reference, options, store)?,
-        progress,
-        false,
-        None,
-    )
+    opened(Opener::new(reference, options, store)?, progress, None)
 }
 
 /// A layer's tar stream, or none if none is needed; or why it could not be made.
@@ -214,6 +214,8 @@ pub struct ForPrograms<'a> {
     pub on_top: Option<&'a OnTop<'a>>,
     /// Where the image is, if [`identify`] asked there.
     pub source: Option<Source>,
+    /// How the user calls the program that is going to run, if that is known.
+    pub program: Option<Vec<u8>>,
 }
 
 /// The same for an image that programs will see. What they will read is fetched ahead from the first moment on, unless `options`
@@ -229,7 +231,17 @@ pub fn open_for_programs(
         Some(source) => Opener::at(source, reference, options, store),
         None => Opener::new(reference, options, store)?,
     };
-    opened(opener, progress, true, with.on_top)
+    let programs = Programs {
+        on_top: with.on_top,
+        first: with.program,
+    };
+    opened(opener, progress, Some(programs))
+}
+
+/// What is to be seen and done for programs.
+struct Programs<'a> {
+    on_top: Option<&'a OnTop<'a>>,
+    first: Option<Vec<u8>>,
 }
 
 impl OnTop<'_> {
@@ -244,8 +256,7 @@ impl OnTop<'_> {
 fn opened(
     mut opener: Opener<'_>,
     progress: &OnProgress,
-    is_for_programs: bool,
-    on_top: Option<&OnTop<'_>>,
+    programs: Option<Programs<'_>>,
 ) -> Result<Opened, OpenError> {
     let (options, store) = (opener.options, opener.store);
     tracing::debug!("store: {}", store.directory().display());
@@ -258,9 +269,15 @@ fn opened(
     } = opener.layers(&named, progress)?;
     let description = named.with(config);
     let manifest = description.manifest_digest;
+    let is_for_programs = programs.is_some();
     let is_fetched_ahead = is_for_programs && !options.no_profile && !options.offline;
+    let (on_top, first) = programs.map_or((None, None), |it| (it.on_top, it.first));
+    let first = first.map(|name| Expected {
+        name,
+        directories: directories_of(&description.config.env),
+    });
     let begin_ahead = |image: &Arc<Image>, chunks: &Arc<Chunks>| {
-        is_fetched_ahead.then(|| ahead::begin(store, manifest, image, chunks))
+        is_fetched_ahead.then(|| ahead::begin(store, manifest, image, chunks, first.clone()))
     };
     let on_top = on_top.map(|on_top| (on_top, on_top.name_above(&layers, manifest)));
     let kept = on_top.and_then(|(_, name)| store.top(name));
@@ -349,6 +366,15 @@ fn evict_meanwhile(store: &Arc<Store>) {
     if let Err(err) = started {
         tracing::warn!(error = %err, "the store is not kept within its budget");
     }
+}
+
+/// Where programs of an image with this environment are looked for.
+fn directories_of(environment: &[String]) -> Vec<u8> {
+    let path = environment
+        .iter()
+        .find_map(|line| line.strip_prefix("PATH="));
+    let own = path.map(|path| format!("{path}:")).unwrap_or_default();
+    format!("{own}{USUAL_PATH}").into_bytes()
 }
 
 /// The digest of the manifest of the image that `reference` names; nothing else of the image is asked for. With the place that was

@@ -78,6 +78,12 @@ impl Image {
         Ok((way.missing().len() == 0).then(|| way.end()))
     }
 
+    /// The same, with the path that leads there without symbolic links and without a leading slash.
+    pub(super) fn found(&self, path: &[u8]) -> Result<Option<(NodeId, Vec<u8>)>, AddError> {
+        let way = self.followed(path)?;
+        Ok((way.missing().len() == 0).then(|| (way.end(), way.path())))
+    }
+
     fn followed<'a>(&'a self, path: &'a [u8]) -> Result<Way<'a, NodeId>, AddError> {
         let long = || AddError::Long(path.to_vec());
         if path.len() > PATH_BYTES_LIMIT || path.contains(&0) {

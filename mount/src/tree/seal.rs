@@ -15,8 +15,8 @@ use super::merge::MergeError;
 use crate::layer::entry::{Entry, Kind, Timestamp};
 use crate::layer::table::{PieceRange, Table, TableError};
 
-/// Writes `draft`, whose attributes are in the tables of `layers`, to `to`. Reads every entry three times
-/// rather than keep what it needs of them.
+/// Writes `draft`, whose attributes are in the tables of `layers`, to `to`. Reads entries more than once rather than keep what it
+/// needs of them.
 pub(super) fn seal<T: Deref<Target = Table>>(
     draft: &Draft,
     layers: &[T],
@@ -28,10 +28,10 @@ pub(super) fn seal<T: Deref<Target = Table>>(
         layers,
     };
     let mut to = BufWriter::with_capacity(1 << 16, to);
-    let names_len = sealing.header(&mut to)?;
+    let (names_len, with_bytes) = sealing.header(&mut to)?;
     sealing.nodes(names_len, &mut to)?;
     sealing.names(&mut to)?;
-    sealing.bytes(&mut to)?;
+    sealing.bytes(&with_bytes, &mut to)?;
     to.flush().map_err(MergeError::Write)
 }
 
@@ -104,19 +104,25 @@ fn count(len: usize) -> u32 {
 }
 
 impl<T: Deref<Target = Table>> Sealing<'_, T> {
-    /// Writes the header and the layers' digests; returns how many bytes all names have together.
-    fn header(&self, to: &mut impl Write) -> Result<u64, MergeError> {
+    /// Writes the header and the layers' digests; returns how many bytes all names have together, and the nodes that have link
+    /// targets or attributes.
+    fn header(&self, to: &mut impl Write) -> Result<(u64, Vec<NodeIndex>), MergeError> {
         let names = self.order.names.iter();
         let names_len: u64 = names.map(|&name| self.draft.bytes(name).len() as u64).sum();
         let (mut bytes_len, mut file_bytes, mut has_xattrs) = (names_len, 0u64, false);
+        let mut with_bytes = Vec::new();
         for &node in &self.order.nodes {
-            let (entry, _) = self.entry(node)?;
-            let xattrs_len = xattrs_len(&entry);
-            bytes_len += target(&entry).len() as u64 + u64::from(xattrs_len);
-            has_xattrs |= xattrs_len > 0;
-            if let Kind::Regular { size } = entry.kind {
-                file_bytes = file_bytes.saturating_add(size);
+            let Origin::Entry { layer, index } = self.draft.origin(node) else {
+                continue;
+            };
+            let lens = self.layers[usize::from(layer)].lens(index.into())?;
+            let own_bytes = u64::from(lens.target) + u64::from(lens.xattrs);
+            if own_bytes > 0 {
+                with_bytes.push(node);
             }
+            bytes_len += own_bytes;
+            has_xattrs |= lens.xattrs > 0;
+            file_bytes = file_bytes.saturating_add(lens.file);
         }
         let records_len = size_of::<Header>()
             + self.layers.len() * 32
@@ -138,7 +144,7 @@ impl<T: Deref<Target = Table>> Sealing<'_, T> {
         for layer in self.layers {
             write(to, layer.layer().as_bytes())?;
         }
-        Ok(names_len)
+        Ok((names_len, with_bytes))
     }
 
     /// Writes the nodes, whose link targets and attributes begin at `bytes_at`.
@@ -195,12 +201,12 @@ impl<T: Deref<Target = Table>> Sealing<'_, T> {
         Ok(())
     }
 
-    /// Writes the bytes of names, then those of link targets and attributes in the order of the nodes.
-    fn bytes(&self, to: &mut impl Write) -> Result<(), MergeError> {
+    /// Writes the bytes of names, then those of link targets and attributes of the nodes that have some, in their order.
+    fn bytes(&self, with_bytes: &[NodeIndex], to: &mut impl Write) -> Result<(), MergeError> {
         for &name in &self.order.names {
             write(to, self.draft.bytes(name))?;
         }
-        for &node in &self.order.nodes {
+        for &node in with_bytes {
             let (entry, _) = self.entry(node)?;
             write(to, target(&entry))?;
             for (name, value) in &entry.xattrs {

@@ -55,6 +55,14 @@ impl Action {
             Self::Instance(_) => "start",
         }
     }
+
+    /// The program that the user names.
+    fn program(&self) -> Option<&OsString> {
+        match self {
+            Self::Exec(words) => words.first(),
+            Self::Run(_) | Self::Instance(_) | Self::Shell(..) => None,
+        }
+    }
 }
 
 /// Becomes the program; returns only if that fails.
@@ -115,6 +123,7 @@ fn start(
             targets: Vec::new(),
             linger,
             is_bare: true,
+            program: None,
         };
         Ok(Server::tree(
             &group,
@@ -154,6 +163,7 @@ fn start(
         settings,
         from_images: from_images.into_iter().map(|(_, tree)| tree).collect(),
         image: reference.written().into(),
+        program: action.program().cloned(),
         linger,
         isolation: Isolation {
             processes: args.pid,

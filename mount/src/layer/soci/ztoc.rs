@@ -2,6 +2,8 @@
 
 use std::io;
 
+use zstd::bulk::Compressor;
+
 use super::flatbuffer::{self, Tables};
 use crate::digest::{ChunkDigest, Digest};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
@@ -111,6 +113,9 @@ pub fn table(
     .add_all(files)
 }
 
+/// How windows are compressed for the table: quickly, because a large image has a thousand of them.
+const WINDOW_LEVEL: i32 = 1;
+
 /// Where the plain bytes of each chunk begin.
 type Spans = Vec<u64>;
 
@@ -147,6 +152,7 @@ fn spans(
         return Err(malformed("not as many checkpoints as spans"));
     }
     let mut spans = Spans::with_capacity(checkpoints.len());
+    let mut compressor = Compressor::new(WINDOW_LEVEL)?;
     for (index, (checkpoint, digest)) in checkpoints.iter().zip(digests.strings()).enumerate() {
         let next = checkpoints.get(index + 1);
         let end = next.map_or((blob_size, plain_size), |next| {
@@ -159,7 +165,7 @@ fn spans(
         let digest = digest.and_then(|digest| str::from_utf8(digest).ok()?.parse::<Digest>().ok());
         let digest = digest.ok_or_else(|| wrong("its digest is none"))?;
         let chunk = chunk(checkpoint, end, digest).map_err(wrong)?;
-        let window = packed_window(checkpoint)?;
+        let window = packed_window(checkpoint, &mut compressor)?;
         let codec = codec.unwrap_or(Codec::Deflate(Checkpoint {
             bits: checkpoint.bits,
             window: &window,
@@ -197,11 +203,14 @@ fn chunk(
     })
 }
 
-/// The window as a table keeps it: a third of its size, at a cost of half a millisecond.
-fn packed_window(checkpoint: &RawCheckpoint<'_>) -> io::Result<Vec<u8>> {
+/// The window as a table keeps it.
+fn packed_window(
+    checkpoint: &RawCheckpoint<'_>,
+    compressor: &mut Compressor<'_>,
+) -> io::Result<Vec<u8>> {
     let reach = checkpoint.plain_at.min(WINDOW_BYTES as u64) as usize;
     match checkpoint.window.len().checked_sub(reach) {
-        Some(unused) if reach > 0 => zstd::bulk::compress(&checkpoint.window[unused..], 1),
+        Some(unused) if reach > 0 => compressor.compress(&checkpoint.window[unused..]),
         _ => Ok(Vec::new()),
     }
 }

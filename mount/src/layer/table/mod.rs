@@ -13,7 +13,7 @@ mod records;
 mod shapes;
 mod write;
 
-pub use read::{Proof, Table, TableError, from_reader, key};
+pub use read::{Lens, Proof, Table, TableError, from_reader, key};
 pub(crate) use records::{Records, xattrs};
 pub use shapes::{Checkpoint, Chunk, ChunkIndex, Codec, Piece, PieceRange, Stretch, stretches};
 pub use write::{Excess, TableWriter};

@@ -46,6 +46,17 @@ pub struct Proof {
     pub header_len: u32,
 }
 
+/// How many bytes an entry has besides its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lens {
+    /// Of a regular file.
+    pub file: u64,
+    /// Of a symbolic link's target.
+    pub target: u32,
+    /// Of extended attributes, with the lengths that stand before names and values.
+    pub xattrs: u32,
+}
+
 /// A sealed table, read in place. Every access is checked: a damaged file is an error, never a crash.
 pub struct Table {
     bytes: Sealed,
@@ -144,6 +155,18 @@ impl Table {
     /// All entries with their pieces, in the order of the layer.
     pub fn entries(&self) -> impl Iterator<Item = Result<(Entry<&[u8]>, PieceRange), TableError>> {
         (0..self.entry_count()).map(|index| self.entry(index))
+    }
+
+    /// How much an entry has, without a look at its names.
+    pub fn lens(&self, index: u64) -> Result<Lens, TableError> {
+        let record = self.parts.entries.get(&self.bytes, index);
+        let record = record.ok_or_else(|| self.wrong("entry", index, "no such entry"))?;
+        let only_of = |kind, len| if record.kind == kind { len } else { 0 };
+        Ok(Lens {
+            file: only_of(KIND_REGULAR, record.size.get()),
+            target: only_of(KIND_SYMLINK, record.target_len.get().into()) as u32,
+            xattrs: record.xattrs_len.get(),
+        })
     }
 
     /// The entry at `index`, and its pieces.
