@@ -127,7 +127,7 @@ fn tasks_of_one_job_meet_in_shared_memory() {
     for machine in machines() {
         let name = format!("/dev/shm/sifon-{}", machine.mark());
         let task = format!(
-            "echo of a task > {name}; stat -c %d:%i {name}; readlink /proc/self/ns/ipc; cat; cat {name}; rm {name}"
+            "echo of a task > {name}; stat -c %d:%i {name}; cat; readlink /proc/self/ns/ipc; cat {name}; rm {name}"
         );
         let (mut task, file) = started(&mut machine.exec(&image, &[], &["sh", "-c", &task]));
         let other = format!(

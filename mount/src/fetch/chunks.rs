@@ -155,6 +155,10 @@ impl ChunkSource for Chunks {
         packed.map_err(|miss| source.missed(&miss, &chunk))
     }
 
+    fn is_near(&self, layer: u16, chunk: ChunkIndex) -> bool {
+        self.layer(layer).is_ok_and(|layer| layer.has(chunk))
+    }
+
     fn announce(&self, chunks: &[(u16, ChunkIndex)], deadline: Instant) {
         let missing = chunks.iter().copied();
         let missing: Vec<_> = missing.filter(|&key| !self.memory.has(key)).collect();
@@ -411,6 +415,22 @@ impl LayerChunks {
     /// Its table.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
+    }
+
+    /// Whether the chunk's packed bytes seem to be on this machine.
+    fn has(&self, index: ChunkIndex) -> bool {
+        match (&self.packed, self.table.chunk(index)) {
+            (Packed::Native(_) | Packed::Local(_), _) => true,
+            (
+                Packed::Remote(remote),
+                Ok(Chunk {
+                    packed_at,
+                    packed_len,
+                    ..
+                }),
+            ) => remote.has(&(packed_at.0..packed_at.0 + u64::from(packed_len))),
+            (Packed::Remote(_), Err(_)) => false,
+        }
     }
 
     /// The chunk's plain bytes; `keep` is given them too, and those of other chunks that came with them.

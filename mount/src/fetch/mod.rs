@@ -42,6 +42,11 @@ pub trait ChunkSource: Send + Sync {
     /// A chunk that is in memory; never blocks.
     fn cached(&self, layer: u16, chunk: ChunkIndex) -> Option<Bytes>;
 
+    /// Whether a chunk can be had without waiting for its source, as far as that is known. Blocks for the store at most.
+    fn is_near(&self, _layer: u16, _chunk: ChunkIndex) -> bool {
+        false
+    }
+
     /// All of these chunks will be waited for, one after the other: what is missing of them may be asked for at once.
     fn announce(&self, _chunks: &[(u16, ChunkIndex)], _deadline: Instant) {}
 

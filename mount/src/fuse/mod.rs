@@ -25,7 +25,8 @@ use filesystem::ImageFileSystem;
 pub struct View {
     /// Whom files belong to.
     pub owners: Owners,
-    /// Threads that take requests from the kernel. One of them at least answers from memory only.
+    /// Threads that take requests from the kernel. One of them at least answers from memory only, and none
+    /// waits for a registry.
     pub threads: usize,
     /// How long a read may wait for store and registry before it fails with EIO.
     pub timeout: Duration,

@@ -21,8 +21,8 @@ const WORKERS: usize = 16;
 /// Reads that wait for a worker at most, each about 100 bytes.
 const QUEUE_LIMIT: usize = 4096;
 
-/// Does reads that may wait: on the thread that took the request, which saves waking another one, as long as that leaves one that
-/// takes requests, else on a worker. Every read is answered soon after its deadline at the
+/// Does reads that may wait: on the thread that took the request, which saves waking another one, if they need nothing from a
+/// registry and as long as that leaves one thread that takes requests; else on a worker. Every read is answered soon after its deadline at the
 /// latest: a worker works on one no longer than until that read's own deadline, and the reads before it in the queue
 /// have earlier ones.
 pub(super) struct Workers {
@@ -81,8 +81,11 @@ impl Workers {
             deadline,
             reply,
         };
-        match Turn::of(&self.free) {
-            Some(turn) => read.answer(&self.team.image, turn),
+        let image = &self.team.image;
+        // Who unmounts waits for the threads that take requests: none of them is to wait for a registry.
+        let turn = image.is_near(id, offset, len).then(|| Turn::of(&self.free));
+        match turn.flatten() {
+            Some(turn) => read.answer(image, turn),
             None => self.hand_over(read),
         }
     }

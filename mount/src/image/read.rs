@@ -39,6 +39,13 @@ impl Image {
         read
     }
 
+    /// Whether these bytes of the file can be read without waiting for a source, as far as that is known.
+    pub fn is_near(&self, id: NodeId, offset: u64, len: u32) -> bool {
+        let chunks = self.chunks_of(id, &(offset..offset.saturating_add(len.into())));
+        let mut chunks = chunks.into_iter();
+        chunks.all(|(layer, chunk)| self.chunks.is_near(layer, chunk))
+    }
+
     /// The same, waiting for store and source until `deadline`.
     pub fn read(
         &self,
