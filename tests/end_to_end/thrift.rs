@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sifon_mount::layer::soci::Version;
 
+use crate::fetching::{fetched, until};
 use crate::fixture::{self, Fixture};
 use crate::layout::{Layout, Packing, all};
 use crate::place::{Place, can_mount};
@@ -52,11 +53,11 @@ impl Shelf {
         assert!(names_below(mounted.path()) > 50, "{tag}");
         assert_eq!(fetched(&place, mounted.path()), 0, "{tag}");
         compare(mounted.path());
-        let fetched = fetched(&place, mounted.path());
+        // What is read ahead may still be coming.
+        let asked = || Asked::since(&self.server, before, &layers);
+        until(|| fetched(&place, mounted.path()) + of_tables.bytes() == asked().bytes());
         drop(mounted);
-        let asked = Asked::since(&self.server, before, &layers);
-        assert_eq!(asked.bytes(), of_tables.bytes() + fetched, "{tag}");
-        asked
+        asked()
     }
 }
 
@@ -72,18 +73,6 @@ fn names_below(directory: &Path) -> usize {
         }
     });
     each.sum()
-}
-
-/// What a mount says it fetched of layers, tables not counted.
-#[track_caller]
-fn fetched(place: &Place, mounted: &Path) -> u64 {
-    let stats = place.says(["stats".as_ref(), mounted.as_os_str(), "--json".as_ref()]);
-    let stats: Value = serde_json::from_str(&stats).unwrap();
-    let counts = stats["moved"]["fetched"].as_array().unwrap();
-    counts
-        .iter()
-        .map(|count| count["bytes"].as_u64().unwrap())
-        .sum()
 }
 
 /// The layers of an image in a layout: digests and sizes.
