@@ -12,13 +12,20 @@ const ASSUMED_WORTH_BYTES: u64 = 1 << 20;
 /// A reader that waits gets this much more than it asked for at most.
 const WORTH_BYTES_LIMIT: u64 = 1 << 20;
 
+/// After so many waits one more of such ranges is fetched beyond each for which a reader waits, and so on, up to the limit.
+const WAITS_FOR_ONE_MORE: u64 = 32;
+
+/// As many ranges are fetched beyond one at most. On lines of 5 ms and 40 ms the imports of a Python image take 5 and 10 % less
+/// time with four, and 15 % more bytes.
+const BEYOND_LIMIT: u64 = 4;
+
 /// Shorter answers tell nothing about the rate.
 const TELLING_BYTES: u64 = 128 << 10;
 
 /// New measurements count for a quarter.
 const WEIGHT: f64 = 0.25;
 
-/// Round trip and rate of one source, as its answers showed them.
+/// Round trip and rate of one source, as its answers showed them, and how often somebody waited for it.
 #[derive(Default)]
 pub(super) struct Pace(Mutex<Measured>);
 
@@ -26,6 +33,7 @@ pub(super) struct Pace(Mutex<Measured>);
 struct Measured {
     round_trip_secs: Option<f64>,
     bytes_per_sec: Option<f64>,
+    waits: u64,
 }
 
 impl Pace {
@@ -56,6 +64,17 @@ impl Pace {
         self.worth_bytes() / BLOCK_BYTES
     }
 
+    /// Somebody begins to wait; how many blocks beyond those that are fetched for them are worth fetching, too. Programs that have
+    /// waited often go on reading here and there, and much of it lies nearby; those that read little do not get as far.
+    pub fn blocks_beyond_a_wait(&self) -> u64 {
+        let waits = {
+            let mut measured = self.0.lock();
+            measured.waits += 1;
+            measured.waits
+        };
+        (waits / WAITS_FOR_ONE_MORE).min(BEYOND_LIMIT) * self.worth_blocks()
+    }
+
     /// The round trip that was measured, if any was.
     pub fn round_trip(&self) -> Option<Duration> {
         self.0.lock().round_trip_secs.map(Duration::from_secs_f64)
@@ -77,6 +96,15 @@ fn average(slot: &mut Option<f64>, new: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_more_readers_wait_the_more_is_fetched_beyond_what_they_wait_for() {
+        let pace = Pace::default();
+        let beyond: Vec<u64> = (0..1000).map(|_| pace.blocks_beyond_a_wait()).collect();
+        assert!(beyond.is_sorted());
+        assert!(beyond[..30].iter().all(|&blocks| blocks == 0));
+        assert_eq!(beyond[999], BEYOND_LIMIT * pace.worth_blocks());
+    }
 
     #[test]
     fn a_far_source_is_worth_larger_ranges_than_a_near_one() {

@@ -192,10 +192,13 @@ impl Remote {
                 }
             }
             if own.is_none() && blocks.lacks(&wanted) {
-                let around = self.around(&blocks, &wanted, fetcher.shared().pace.worth_blocks());
+                let pace = &fetcher.shared().pace;
+                let around = self.around(&blocks, &wanted, pace.worth_blocks());
                 drop(blocks);
+                let beyond = around.end..around.end + pace.blocks_beyond_a_wait();
                 let patience = Patience::Until(deadline);
                 own = Some(fetcher.bring(self, around, Why::Read, patience));
+                self.fetch_ahead(self.chunks_in(&beyond), Why::ReadAhead, fetcher);
                 continue;
             }
             if Instant::now() >= deadline {
@@ -230,6 +233,12 @@ impl Remote {
         let first = before.take_while(is_lacking).last();
         let last = after.take_while(is_lacking).last();
         first.unwrap_or(wanted.start)..last.map_or(wanted.end, |last| last + 1)
+    }
+
+    /// The bytes of these blocks that may belong to chunks.
+    fn chunks_in(&self, blocks: &Range<u64>) -> Range<u64> {
+        let end = self.chunks.end;
+        (blocks.start * BLOCK_BYTES).min(end)..(blocks.end * BLOCK_BYTES).min(end)
     }
 
     /// Somebody reads these bytes: has what comes next brought, if that can be told.
