@@ -13,7 +13,7 @@ const ASSUMED_WORTH_BYTES: u64 = 1 << 20;
 const WORTH_BYTES_LIMIT: u64 = 1 << 20;
 
 /// After so many waits one more of such ranges is fetched beyond each for which a reader waits, and so on, up to the limit.
-const WAITS_FOR_ONE_MORE: u64 = 32;
+const WAITS_FOR_ONE_MORE: u64 = 16;
 
 /// As many ranges are fetched beyond one at most. On lines of 5 ms and 40 ms the imports of a Python image take 5 and 10 % less
 /// time with four, and 15 % more bytes.
@@ -102,7 +102,7 @@ mod tests {
         let pace = Pace::default();
         let beyond: Vec<u64> = (0..1000).map(|_| pace.blocks_beyond_a_wait()).collect();
         assert!(beyond.is_sorted());
-        assert!(beyond[..30].iter().all(|&blocks| blocks == 0));
+        assert!(beyond[..15].iter().all(|&blocks| blocks == 0));
         assert_eq!(beyond[999], BEYOND_LIMIT * pace.worth_blocks());
     }
 
