@@ -22,9 +22,9 @@ const WORKERS: usize = 16;
 const QUEUE_LIMIT: usize = 4096;
 
 /// Does reads that may wait: on the thread that took the request, which saves waking another one, if they need nothing from a
-/// registry and as long as that leaves one thread that takes requests; else on a worker. Every read is answered soon after its deadline at the
-/// latest: a worker works on one no longer than until that read's own deadline, and the reads before it in the queue
-/// have earlier ones.
+/// registry and as long as that leaves one thread that takes requests; else on a worker. Every read is answered soon after its
+/// deadline at the latest: a worker works on one no longer than until that read's own deadline, and the reads before it in the
+/// queue have earlier ones.
 pub(super) struct Workers {
     queue: Sender<Read>,
     timeout: Duration,

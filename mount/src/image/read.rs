@@ -43,7 +43,17 @@ impl Image {
     pub fn is_near(&self, id: NodeId, offset: u64, len: u32) -> bool {
         let chunks = self.chunks_of(id, &(offset..offset.saturating_add(len.into())));
         let mut chunks = chunks.into_iter();
-        chunks.all(|(layer, chunk)| self.chunks.is_near(layer, chunk))
+        !self.awaits_proof(id) && chunks.all(|(layer, chunk)| self.chunks.is_near(layer, chunk))
+    }
+
+    /// Whether the first read of the file reads its header, too, which may be elsewhere.
+    fn awaits_proof(&self, id: NodeId) -> bool {
+        let Ok(NodeKind::Regular { layer, pieces }) = self.node(id).map(|node| node.kind) else {
+            return false;
+        };
+        let table = self.tables.get(usize::from(layer));
+        let proof = table.and_then(|table| table.proof(pieces.first));
+        proof.is_some_and(|proof| !self.proven.has(layer, proof.entry))
     }
 
     /// The same, waiting for store and source until `deadline`.
