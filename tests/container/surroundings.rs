@@ -134,8 +134,9 @@ fn a_terminal_is_the_programs_and_none_is_needed() {
             env!("CARGO_BIN_EXE_sifon"),
             image.reference()
         );
-        // The terminal's process group in front is the program's, or reading would stop it; interrupts go there.
-        let inside = "test -t 0 && test -t 1 && test -t 2 && echo terminal; trap \"echo interrupted; exit 9\" INT; read line; echo never";
+        // The terminal's process group in front is the program's, or reading would stop it; interrupts go there. The
+        // trap stands before the program says that it is there: what is typed after must find it.
+        let inside = "trap \"echo interrupted; exit 9\" INT; test -t 0 && test -t 1 && test -t 2 && echo terminal; read line; echo never";
         let mut command = machine.program("script");
         command.args(["-qec", &format!("{exec} sh -c '{inside}'"), "/dev/null"]);
         let (mut child, said) = started(&mut command);
