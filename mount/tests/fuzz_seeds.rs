@@ -23,6 +23,8 @@ mod mountinfo;
 mod name;
 #[path = "../fuzz/bodies/native.rs"]
 mod native;
+#[path = "../fuzz/bodies/prefetch.rs"]
+mod prefetch;
 #[path = "../fuzz/bodies/profile.rs"]
 mod profile;
 #[path = "../fuzz/bodies/reference.rs"]
@@ -150,6 +152,11 @@ fn no_neighbour_of_a_toc_seed_breaks_the_reader() {
 #[test]
 fn no_neighbour_of_a_ztoc_seed_breaks_the_reader() {
     run_near_seeds("ztoc", ztoc::run);
+}
+
+#[test]
+fn no_neighbour_of_a_prefetch_seed_breaks_the_reader() {
+    run_near_seeds("prefetch", prefetch::run);
 }
 
 #[test]

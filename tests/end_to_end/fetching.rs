@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sifon_mount::layer::soci::Version;
 
 use crate::estargz::prefetch_landmark;
 use crate::layers::{Member, directory, file, noise, symlink};
-use crate::layout::{Layer, Layout, Packing, all};
+use crate::layout::{Layer, Layout, Packing, all, ztoc};
 use crate::place::{PATIENCE, Place, can_mount};
 use crate::server::{before, reference};
 use crate::support::faulty::Faulty;
@@ -36,11 +37,16 @@ impl Lazy {
     }
 
     fn of(members: Vec<Member>, packing: Packing) -> Option<Self> {
+        let layers = all(&[Layer::new(members)], packing);
+        Self::added(|layout| _ = layout.add("latest", &layers))
+    }
+
+    /// The image that `add` adds to a layout under the tag `latest`.
+    fn added(add: impl FnOnce(&mut Layout)) -> Option<Self> {
         let registry = RealRegistry::open().filter(|_| can_mount())?;
         let place = Place::new();
         let mut layout = Layout::new(place.path("layout"));
-        let layers = [Layer::new(members)];
-        layout.add("latest", &all(&layers, packing));
+        add(&mut layout);
         registry.push_layout("some/image", layout.path());
         let server = before(&registry);
         let image = reference(&server, "latest");
@@ -170,6 +176,35 @@ fn what_the_builder_of_an_image_nobody_has_read_thought_of_is_fetched_before_it_
     assert_eq!(fetched(0), 0, "a reader waited");
     assert!(mounted.read(&name(20)).unwrap() == content(20));
     assert!(fetched(0) > 0);
+}
+
+/// The list names the spans that have the first file, and some that are not there.
+#[test]
+fn what_a_soci_index_lists_for_prefetching_is_fetched_before_it_is_asked_and_a_list_that_is_none_is_passed_over()
+ {
+    let list = r#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":6,"priority":1},{"start_span":5000,"end_span":4000000000}]}"#;
+    let files = (0..FILES).map(|seed| file(name(seed), content(seed)).mode(0o644));
+    let layers = all(&[Layer::new(files.collect())], Packing::GzipMembers);
+    for (list, waits) in [(list, false), ("no list", true)] {
+        let added = Lazy::added(|layout| {
+            let part = |layer: &_| (ztoc(layer), Some(list));
+            layout.add_soci_with("latest", &layers, Version::V2, part);
+        });
+        let Some(lazy) = added else { return };
+        let mounted = lazy.place.mount(&lazy.image);
+        let fetched = |number: usize| {
+            lazy.stats(mounted.path())["moved"]["fetched"][number]["bytes"]
+                .as_u64()
+                .unwrap()
+        };
+        if !waits {
+            until(|| fetched(2) >= FILE_BYTES as u64);
+        }
+        assert!(mounted.read(&name(0)).unwrap() == content(0));
+        assert_eq!(fetched(0) > 0, waits, "a reader waited, or not: {list}");
+        assert!(mounted.read(&name(15)).unwrap() == content(15));
+        assert!(fetched(0) > 0);
+    }
 }
 
 /// An image of which nobody knows a profile. What is not read lies between, so that ranges do not close the gaps.

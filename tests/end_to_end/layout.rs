@@ -194,21 +194,28 @@ impl Layout {
     /// Adds an image of gzip layers with a SOCI index: one that the image names, or one that is attached to it and found
     /// under the tag that stands for a registry's answer.
     pub fn add_soci(&mut self, tag: &str, layers: &[Packed], version: soci::Version) -> Digest {
-        self.add_soci_with(tag, layers, version, ztoc)
+        self.add_soci_with(tag, layers, version, |layer| (ztoc(layer), None))
     }
 
-    /// The same with the zTOC that `ztoc` makes of each layer.
+    /// The same with the zTOC that `part` makes of each layer, and with what it says is worth fetching ahead.
     pub fn add_soci_with(
         &mut self,
         tag: &str,
         layers: &[Packed],
         version: soci::Version,
-        ztoc: impl Fn(&Packed) -> Vec<u8>,
+        part: impl Fn(&Packed) -> (Vec<u8>, Option<&'static str>),
     ) -> Digest {
         let mut ztocs = Vec::new();
+        let mut prefetches = Vec::new();
         for layer in layers {
-            let ztoc = self.blob(soci::ZTOC, &ztoc(layer));
+            let (ztoc, prefetch) = part(layer);
+            let ztoc = self.blob(soci::ZTOC, &ztoc);
             let layer = self.blob(layer.media_type, &layer.bytes);
+            if let Some(prefetch) = prefetch {
+                let mut prefetch = self.blob(soci::PREFETCH, prefetch.as_bytes());
+                prefetch["annotations"] = json!({soci::LAYER_DIGEST: layer["digest"]});
+                prefetches.push(prefetch);
+            }
             let [layer, ztoc] = [layer, ztoc].map(|it| serde_json::from_value(it).unwrap());
             ztocs.push((layer, ztoc));
         }
@@ -218,7 +225,8 @@ impl Layout {
             .collect();
         self.blob("", b"{}");
         if version == soci::Version::V2 {
-            let index = soci::index_manifest(version, None, &ztocs);
+            let mut index = soci::index_manifest(version, None, &ztocs);
+            index["layers"].as_array_mut().unwrap().extend(prefetches);
             let index = self.blob(MANIFEST, index.to_string().as_bytes());
             let annotations = json!({soci::INDEX_DIGEST: index["digest"]});
             let described = self.annotated_manifest(architecture(), layers, annotations);
@@ -227,7 +235,8 @@ impl Layout {
         }
         let image = self.manifest(architecture(), layers);
         let subject: Descriptor = serde_json::from_value(image.clone()).unwrap();
-        let index = soci::index_manifest(version, Some(&subject), &ztocs);
+        let mut index = soci::index_manifest(version, Some(&subject), &ztocs);
+        index["layers"].as_array_mut().unwrap().extend(prefetches);
         let mut index = self.blob(MANIFEST, index.to_string().as_bytes());
         index["artifactType"] = json!(soci::INDEX_V1);
         let referrers = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [index]});

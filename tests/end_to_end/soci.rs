@@ -155,7 +155,7 @@ fn an_attached_index_cannot_pass_one_file_off_as_another() {
     };
     let lie = swapped(&honest, b"bin/su", b"bin/xx");
     let lie = swapped(&swapped(&lie, b"bin/id", b"bin/su"), b"bin/xx", b"bin/id");
-    layout.add_soci_with("v1", &layers, Version::V1, |_| lie.clone());
+    layout.add_soci_with("v1", &layers, Version::V1, |_| (lie.clone(), None));
     let mounted = place.mount_with(&layout.reference("v1"), with_v1);
     for name in ["bin/su", "bin/id"] {
         let refused = mounted.read(name).unwrap_err();
@@ -174,7 +174,7 @@ fn a_layer_whose_index_is_damaged_is_streamed() {
     layout.add_soci_with("v2", &large_layers(), Version::V2, |layer| {
         let mut ztoc = crate::layout::ztoc(layer);
         ztoc.truncate(ztoc.len() / 2);
-        ztoc
+        (ztoc, None)
     });
     let mounted = place.mount(&layout.reference("v2"));
     assert!(mounted.read("file-1").unwrap() == text(5000));

@@ -21,6 +21,9 @@ const BATCH_BYTES: u64 = 32 << 20;
 /// Ranges that complete an image are begun so far ahead.
 const PIECES_AHEAD: usize = 16;
 
+/// Chunks that builders want fetched ahead at most: they may name the same ones again and again.
+const LEADS_LIMIT: usize = 1 << 20;
+
 /// A layer of which something is not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lacking {
@@ -112,10 +115,10 @@ impl Chunks {
     pub fn leads(&self) -> Vec<(u16, ChunkIndex)> {
         let layers = self.layers.iter().zip(0u16..);
         let leads = layers.flat_map(|(layer, number)| {
-            let chunks = 0..layer.table().lead();
+            let chunks = layer.table().leads().flatten();
             chunks.map(move |chunk| (number, ChunkIndex(chunk)))
         });
-        leads.collect()
+        leads.take(LEADS_LIMIT).collect()
     }
 
     fn place(&self, layer: u16, index: ChunkIndex) -> Option<Range<u64>> {

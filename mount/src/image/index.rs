@@ -5,6 +5,7 @@ use std::error::Error;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,8 +34,8 @@ pub enum Index {
     Estargz(Digest),
     /// A zTOC.
     Soci {
-        /// Its blob.
-        ztoc: Descriptor,
+        /// Its blob, and another that says what to fetch ahead.
+        part: Box<soci::Part>,
         /// Whether the image names the index that names it, or somebody attached that.
         trust: Trust,
     },
@@ -91,10 +92,10 @@ impl Index {
         match self {
             Self::ZstdChunked(toc) => toc.digest,
             Self::Estargz(digest) => *digest,
-            Self::Soci { ztoc, trust } => match trust {
-                Trust::Signed => ztoc.digest,
+            Self::Soci { part, trust } => match trust {
+                Trust::Signed => part.ztoc.digest,
                 // The tables differ: an unsigned one has the places of tar headers.
-                Trust::Unsigned => Digest::of(format!("unsigned {}", ztoc.digest).as_bytes()),
+                Trust::Unsigned => Digest::of(format!("unsigned {}", part.ztoc.digest).as_bytes()),
             },
             // The layer's name is that of these contents already.
             Self::Squashfs { at, len, voucher } => {
@@ -219,7 +220,7 @@ impl Opener<'_> {
                     .map_err(Unusable::from)
             }
             Index::Estargz(promised) => self.estargz(layer, *promised, &mut writer)?,
-            Index::Soci { ztoc, trust } => self.soci(layer, ztoc, *trust, &mut writer)?,
+            Index::Soci { part, trust } => self.soci(layer, part, *trust, &mut writer)?,
             Index::Squashfs { at, len, voucher } => {
                 self.squashfs(layer, *at..*at + *len, *voucher, &mut writer)?;
                 Ok(())
@@ -299,10 +300,11 @@ impl Opener<'_> {
     fn soci(
         &self,
         layer: &Descriptor,
-        ztoc: &Descriptor,
+        part: &soci::Part,
         trust: Trust,
         writer: &mut TableWriter,
     ) -> Result<Result<(), Unusable>, OpenError> {
+        let ztoc = &part.ztoc;
         if ztoc.size > soci::ZTOC_BYTES_LIMIT {
             return Ok(Err(format!(
                 "its zTOC of {} bytes is larger than we read",
@@ -310,7 +312,13 @@ impl Opener<'_> {
             )
             .into()));
         }
-        let bytes = self.range(ztoc, 0..ztoc.size)?;
+        let (bytes, leads) = thread::scope(|scope| {
+            let prefetch = part.prefetch.as_ref();
+            let leads = prefetch.map(|prefetch| scope.spawn(|| self.prefetched(prefetch)));
+            let bytes = self.range(ztoc, 0..ztoc.size);
+            (bytes, leads.and_then(|leads| leads.join().ok()))
+        });
+        let bytes = bytes?;
         if self.parsed(|| Digest::of(&bytes)) != ztoc.digest {
             return Ok(Err(format!(
                 "the bytes of zTOC {} do not match its digest",
@@ -318,8 +326,30 @@ impl Opener<'_> {
             )
             .into()));
         }
+        for spans in leads.unwrap_or_default() {
+            writer.lead(spans);
+        }
         let table = self.parsed(|| soci::table(&bytes, layer.size, trust, writer));
         Ok(table.map_err(Unusable::from))
+    }
+
+    /// The spans that are worth fetching ahead; none, which is logged, if that cannot be found out.
+    fn prefetched(&self, artifact: &Descriptor) -> Vec<Range<u32>> {
+        let spans = || -> Result<_, Unusable> {
+            if artifact.size > soci::PREFETCH_BYTES_LIMIT {
+                return Err(format!("{} bytes are more than we read", artifact.size).into());
+            }
+            let bytes = self.range(artifact, 0..artifact.size)?;
+            if Digest::of(&bytes) != artifact.digest {
+                return Err("its bytes do not match its digest".into());
+            }
+            Ok(soci::prefetched(&bytes)?)
+        };
+        spans().unwrap_or_else(|err| {
+            let error = &*err as &dyn Error;
+            tracing::warn!(artifact = %artifact.digest, error, "nothing is fetched ahead by it");
+            Vec::new()
+        })
     }
 
     /// By its own tables, at `place` in the layer.

@@ -141,8 +141,8 @@ impl Opener<'_> {
         }
         let (digest, index, trust) = self.soci_index(named.digest, &named.manifest)?;
         for layer in layers.iter_mut().filter(|layer| layer.index.is_none()) {
-            let ztoc = soci::ztoc(&index, layer.digest()).cloned();
-            layer.index = ztoc.map(|ztoc| Index::Soci { ztoc, trust });
+            let part = soci::part(&index, layer.digest()).map(Box::new);
+            layer.index = part.map(|part| Index::Soci { part, trust });
         }
         Some(digest)
     }

@@ -48,9 +48,9 @@ pub fn describe(
         }
         let by_soci = || {
             let (_, index, trust) = soci.as_ref()?;
-            let ztoc = soci::ztoc(index, layer.digest)?.clone();
+            let part = Box::new(soci::part(index, layer.digest)?);
             let trust = *trust;
-            Some(Index::Soci { ztoc, trust })
+            Some(Index::Soci { part, trust })
         };
         let promised = opener.promised(layer).ok().flatten();
         opener.outlook(layer, promised.or_else(by_soci))

@@ -6,11 +6,13 @@
 
 mod build;
 mod flatbuffer;
+mod prefetch;
 mod resumable;
 mod write;
 mod ztoc;
 
 pub use build::{Indexed, SPACING_BYTES, indexed};
+pub use prefetch::{PREFETCH_BYTES_LIMIT, PrefetchError, prefetched};
 pub use write::{Version, index_manifest};
 pub use ztoc::{Trust, ZTOC_BYTES_LIMIT, ZtocError, table};
 
@@ -38,6 +40,9 @@ pub const INDEX_V2: &str = "application/vnd.amazon.soci.index.v2+json";
 /// Type of a zTOC.
 pub const ZTOC: &str = "application/octet-stream";
 
+/// Type of a list of spans that are worth fetching ahead.
+pub const PREFETCH: &str = "application/vnd.amazon.soci.prefetch.v1+json";
+
 /// The index that a manifest promises.
 pub fn promised(manifest: &Manifest) -> Option<Digest> {
     manifest.annotations.get(INDEX_DIGEST)?.parse().ok()
@@ -55,12 +60,32 @@ fn is_index(manifest: &Manifest) -> bool {
     [INDEX_V1, INDEX_V2].contains(&manifest.config.media_type.as_str())
 }
 
-/// The zTOC that `index` has for `layer`; some layers have none.
-pub fn ztoc(index: &Manifest, layer: Digest) -> Option<&Descriptor> {
+/// What an index has for one layer.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The layer's zTOC.
+    pub ztoc: Descriptor,
+    /// Which of its spans are worth fetching ahead, if the index's builder said so.
+    pub prefetch: Option<Descriptor>,
+}
+
+/// What `index` has for `layer`; some layers have nothing.
+pub fn part(index: &Manifest, layer: Digest) -> Option<Part> {
     let layer = layer.to_string();
-    let is_for_layer = |ztoc: &&Descriptor| ztoc.annotations.get(LAYER_DIGEST) == Some(&layer);
-    let is_ztoc = |ztoc: &&Descriptor| ztoc.media_type == ZTOC;
-    index.layers.iter().filter(is_ztoc).find(is_for_layer)
+    let of_type = |wanted: &str| {
+        let of_layer = |blob: &&Descriptor| blob.annotations.get(LAYER_DIGEST) == Some(&layer);
+        let is_wanted = |blob: &&Descriptor| blob.media_type == wanted;
+        index
+            .layers
+            .iter()
+            .filter(is_wanted)
+            .find(of_layer)
+            .cloned()
+    };
+    Some(Part {
+        ztoc: of_type(ZTOC)?,
+        prefetch: of_type(PREFETCH),
+    })
 }
 
 #[cfg(test)]

@@ -305,10 +305,10 @@ fn an_index_names_the_ztoc_of_each_layer() {
             subject.map(|it| it.digest)
         );
         assert_eq!(
-            ztoc(&index, layer.digest).unwrap().digest,
+            part(&index, layer.digest).unwrap().ztoc.digest,
             Digest::of(b"ztoc")
         );
-        assert!(ztoc(&index, image.digest).is_none());
+        assert!(part(&index, image.digest).is_none());
     }
     let image = br#"{"config":{"mediaType":"x","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}}"#;
     assert!(index(image).is_none());

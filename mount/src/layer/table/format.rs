@@ -4,7 +4,7 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Rises whenever an older reader would misread a table.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// The start of a table file. Integers are little-endian; positions count from byte 0 of the file.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -13,8 +13,8 @@ pub(super) struct Header {
     /// `b"SIFNLAYR"`.
     pub magic: [u8; 8],
     pub version: U32,
-    /// So many chunks from the first on are worth fetching before anybody asks, as the layer's builder thinks.
-    pub lead: U32,
+    /// How many stretches of chunks its builder wants fetched before anybody asks.
+    pub leads: U32,
     /// The blob that the packed offsets of chunks count in.
     pub layer: [u8; 32],
     /// What the table was made from, if not from the blob itself: the digest of its index; else zeros.
@@ -83,6 +83,14 @@ pub(super) struct ProofRecord {
     pub header: U64,
     pub header_pieces: U32,
     pub header_len: U32,
+}
+
+/// Chunks that are worth fetching before anybody asks, as the layer's builder thinks.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct LeadRecord {
+    pub first: U32,
+    pub end: U32,
 }
 
 const _: () = assert!(size_of::<ChunkRecord>() == 72 && size_of::<ProofRecord>() == 32);

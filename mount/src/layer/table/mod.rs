@@ -1,7 +1,7 @@
 //! A layer's table: its entries, and the chunks that hold their bytes, as one sealed file.
 //!
 //! ```text
-//! header | entries | pieces | chunks | proofs | windows | names      fixed records, then bytes they point into
+//! header | entries | pieces | chunks | proofs | leads | windows | names      fixed records, then bytes they point into
 //! ```
 //!
 //! A file's bytes are its *pieces*: each starts at an offset in the file and lies in one chunk, or is a hole,

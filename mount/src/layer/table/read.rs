@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::io::{self, Read};
+use std::ops::Range;
 
 use zerocopy::FromBytes;
 
@@ -62,7 +63,6 @@ pub struct Table {
     bytes: Sealed,
     layer: Digest,
     index: Option<Digest>,
-    lead: u32,
     parts: Parts,
 }
 
@@ -72,6 +72,7 @@ struct Parts {
     pieces: Records<Piece>,
     chunks: Records<ChunkRecord>,
     proofs: Records<ProofRecord>,
+    leads: Records<LeadRecord>,
     windows: Records<u8>,
     names_at: usize,
     end: usize,
@@ -83,6 +84,7 @@ impl Parts {
         let (pieces, at) = Records::from(at, header.pieces.get())?;
         let (chunks, at) = Records::from(at, header.chunks.get())?;
         let (proofs, at) = Records::from(at, header.proofs.get())?;
+        let (leads, at) = Records::from(at, header.leads.get().into())?;
         let (windows, names_at) = Records::from(at, header.windows_len.get())?;
         let (_, end) = Records::<u8>::from(names_at, header.names_len.get())?;
         Some(Self {
@@ -90,6 +92,7 @@ impl Parts {
             pieces,
             chunks,
             proofs,
+            leads,
             windows,
             names_at,
             end,
@@ -117,19 +120,22 @@ impl Table {
         let Some(parts) = Parts::after(&header).filter(|parts| parts.end == bytes.len()) else {
             return Err(wrong("its parts do not fill the file"));
         };
-        let chunks = u32::try_from(parts.chunks.count()).unwrap_or(u32::MAX);
         Ok(Self {
             layer: Digest::from_bytes(header.layer),
             index: (header.index != [0; 32]).then(|| Digest::from_bytes(header.index)),
-            lead: header.lead.get().min(chunks),
             bytes,
             parts,
         })
     }
 
-    /// The chunks that are worth fetching before anybody asks, as the layer's builder thinks: so many from the first on.
-    pub fn lead(&self) -> u32 {
-        self.lead
+    /// Stretches of chunks that are worth fetching before anybody asks, as the layer's builder thinks; the most urgent ones
+    /// first.
+    pub fn leads(&self) -> impl Iterator<Item = Range<u32>> {
+        let chunks = u32::try_from(self.chunk_count()).unwrap_or(u32::MAX);
+        let leads = &self.parts.leads;
+        let records = leads.range(&self.bytes, 0, leads.count());
+        let records = records.unwrap_or_default().iter();
+        records.map(move |lead| lead.first.get()..lead.end.get().min(chunks))
     }
 
     /// The blob that the packed offsets of chunks count in.
@@ -297,7 +303,7 @@ impl Table {
     }
 
     /// The chunks that share their frame or member with the one at `index`, itself among them: one decoding gives them all.
-    pub fn siblings(&self, index: ChunkIndex) -> std::ops::Range<u32> {
+    pub fn siblings(&self, index: ChunkIndex) -> Range<u32> {
         let alone = index.0..index.0.saturating_add(1);
         let place = |index| {
             let chunk = self.chunk(ChunkIndex(index)).ok()?;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,8 +23,8 @@ pub struct TableWriter {
     chunks: Vec<ChunkRecord>,
     proofs: Part,
     windows: Part,
+    leads: Vec<LeadRecord>,
     index: Option<Digest>,
-    lead: u32,
     pub(super) names: Part,
 }
 
@@ -45,6 +46,9 @@ fn excess(what: &'static str) -> io::Error {
 
 /// Chunks in one layer at most: 512 GiB in native ones.
 const CHUNKS_LIMIT: usize = 4 << 20;
+
+/// Stretches of chunks that are worth fetching ahead at most: beyond that it is everything.
+const LEADS_LIMIT: usize = 1024;
 
 /// Entries in one layer at most. The largest images people run have about two million files; a
 /// gzip bomb of empty entries must end before it fills the disk, and merging takes memory for each name.
@@ -126,8 +130,8 @@ impl TableWriter {
             chunks: Vec::new(),
             proofs: part(),
             windows: part(),
+            leads: Vec::new(),
             index: None,
-            lead: 0,
             names: part(),
         }
     }
@@ -146,9 +150,15 @@ impl TableWriter {
         Ok(index)
     }
 
-    /// Says that the first `chunks` are worth fetching before anybody asks.
-    pub fn lead(&mut self, chunks: u32) {
-        self.lead = chunks;
+    /// Says that these chunks are worth fetching before anybody asks, after those that were named before; of too many
+    /// stretches the last ones are left out.
+    pub fn lead(&mut self, chunks: Range<u32>) {
+        if self.leads.len() < LEADS_LIMIT {
+            self.leads.push(LeadRecord {
+                first: chunks.start.into(),
+                end: chunks.end.into(),
+            });
+        }
     }
 
     /// Says that the table was made from the layer's index of this digest. The same layer may have others.
@@ -289,7 +299,7 @@ impl TableWriter {
         let header = Header {
             magic: MAGIC,
             version: VERSION.into(),
-            lead: self.lead.into(),
+            leads: (self.leads.len() as u32).into(),
             layer: *layer.as_bytes(),
             index: self.index.map_or([0; 32], |index| *index.as_bytes()),
             entries: self.entries.records.into(),
@@ -304,6 +314,7 @@ impl TableWriter {
         self.pieces.copy_into(to)?;
         to.write_all(self.chunks.as_bytes())?;
         self.proofs.copy_into(to)?;
+        to.write_all(self.leads.as_bytes())?;
         self.windows.copy_into(to)?;
         self.names.copy_into(to)
     }

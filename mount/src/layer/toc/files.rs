@@ -73,7 +73,7 @@ impl<'w> Files<'w> {
         let entry = record.entry()?;
         let entry = if self.landmarks.hide(&entry) {
             if Landmarks::ends_lead(&entry) {
-                self.writer.lead(self.written + self.last.len() as u32);
+                self.writer.lead(0..self.written + self.last.len() as u32);
             }
             None
         } else {
