@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sifon_mount::daemon;
 use sifon_mount::digest::Digest;
@@ -270,6 +271,13 @@ fn pinned(reference: &Reference, manifest: Option<Digest>) -> Reference {
         registry.digest = manifest.or(registry.digest);
     }
     reference
+}
+
+/// What a change of a file is dated, in seconds since 1970: now, unless a build says what time it is.
+pub(super) fn time_of_change() -> Result<i64, Error> {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = since_epoch.map_or(0, |since| since.as_secs() as i64);
+    Ok(source_date_epoch()?.unwrap_or(now))
 }
 
 /// The time that reproducible-builds.org lets a build say it is.

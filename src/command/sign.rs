@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::compact::source_date_epoch;
+use super::compact::time_of_change;
 use crate::setting::Error;
 use crate::signature::{PrivateKey, Selection, sign};
 
@@ -45,9 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         groups: args.group_id.into_iter().collect(),
         objects: args.sif_id.into_iter().collect(),
     };
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = since_epoch.map_or(0, |since| since.as_secs() as i64);
-    let now = source_date_epoch()?.unwrap_or(now);
+    let now = time_of_change()?;
     let file = args.file.display();
     sign(&args.file, &selection, &key, now)
         .map_err(|err| Failure(format!("{file}: not signed"), err))?;

@@ -35,6 +35,12 @@ pub fn runscript(app: &OsStr) -> Result<PathBuf, Error> {
     }
 }
 
+/// What an instance of `app` begins with, if it has anything for that.
+pub fn startscript(app: &OsStr) -> Result<Option<PathBuf>, Error> {
+    let script = place(app)?.join("scif/startscript");
+    Ok(script.is_file().then_some(script))
+}
+
 fn place(app: &OsStr) -> Result<PathBuf, Error> {
     let place = Path::new("/scif/apps").join(app);
     let is_name = Path::new(app).file_name() == Some(app);

@@ -1,11 +1,13 @@
-//! Files with an ext3 file system for what programs write over an image: made, and made usable.
+//! File systems of the ext family, in files, for what programs write over an image: made, and made usable.
 //!
 //! An overlay needs two directories in it that belong to the user. A user who mounts such a file cannot make them, because its root
 //! directory is root's; programs of e2fsprogs write them into the file while it is not mounted.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -25,18 +27,56 @@ const CREATION_LIMIT: Duration = Duration::from_secs(3600);
 
 const HINT: &str = "install e2fsprogs, which has mke2fs and debugfs, or make the file with `apptainer overlay create`";
 
-/// Makes a file system in `file`, which is as long as that is to be, with what lies in the directory `from`. All of it will belong to
-/// the numbers `owner`, user and group.
-pub fn create(file: &Path, from: &Path, owner: (u32, u32)) -> Result<(), Error> {
-    let failed = |source| failure(file, "no file system could be made", source);
+/// Where such a file system is.
+#[derive(Clone, Debug)]
+pub struct Ext {
+    /// The file that it is in.
+    pub file: PathBuf,
+    /// Where in that it begins.
+    pub at: u64,
+}
+
+impl Ext {
+    /// How fuse2fs and mke2fs are told where it begins: an option more. Old ones do not know it.
+    pub(super) fn option(&self) -> String {
+        match self.at {
+            0 => String::new(),
+            at => format!(",offset={at}"),
+        }
+    }
+
+    /// How debugfs is told where it is.
+    fn place(&self) -> OsString {
+        let mut place = self.file.clone().into_os_string();
+        if self.at > 0 {
+            place.push(format!("?offset={}", self.at));
+        }
+        place
+    }
+}
+
+impl fmt::Display for Ext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file.display().fmt(f)
+    }
+}
+
+/// Makes a file system of `bytes`, a multiple of 1024, at `place`, with what lies in the directory `from`. All of it will belong to the
+/// numbers `owner`, user and group.
+pub fn create(place: &Ext, bytes: u64, from: &Path, owner: (u32, u32)) -> Result<(), Error> {
+    let failed = |source| failure(place, "no file system could be made", source);
     let program = found("mke2fs").ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let (uid, gid) = owner;
     let mut command = Command::new(program);
     command
         .args(["-q", "-F", "-t", "ext3", "-E"])
-        .arg(format!("root_owner={uid}:{gid},nodiscard"))
+        .arg(format!(
+            "root_owner={uid}:{gid},nodiscard{}",
+            place.option()
+        ))
         .arg("-d")
-        .args([from, file]);
+        .args([from, &place.file])
+        .arg(format!("{}k", bytes / 1024));
     let answer = answer_of(&mut command, b"", Instant::now() + CREATION_LIMIT);
     match answer.map_err(failed)? {
         (status, _) if status.success() => Ok(()),
@@ -44,17 +84,17 @@ pub fn create(file: &Path, from: &Path, owner: (u32, u32)) -> Result<(), Error> 
     }
 }
 
-/// Sees to it that an overlay's directories are in the file system in `file`, which is mounted nowhere. Those that are missing are made,
+/// Sees to it that an overlay's directories are in the file system at `place`, which is mounted nowhere. Those that are missing are made,
 /// for user and group `owner`. Where debugfs is not installed all stays as it is.
-pub fn give_directories(file: &Path, owner: (u32, u32)) -> Result<(), Error> {
+pub fn give_directories(place: &Ext, owner: (u32, u32)) -> Result<(), Error> {
     let Some(debugfs) = found("debugfs") else {
         return Ok(());
     };
     let missing = || -> Result<Vec<&str>, Error> {
         let mut command = Command::new(&debugfs);
-        command.args(["-R", "ls -p /"]).arg(file);
+        command.args(["-R", "ls -p /"]).arg(place.place());
         let (_, listed) = answer_of(&mut command, b"", Instant::now() + LIMIT)
-            .map_err(|err| failure(file, "its directories cannot be listed", err))?;
+            .map_err(|err| failure(place, "its directories cannot be listed", err))?;
         let is_missing = |name: &&str| !is_listed(&listed, name);
         Ok(DIRECTORIES.into_iter().filter(is_missing).collect())
     };
@@ -66,20 +106,20 @@ pub fn give_directories(file: &Path, owner: (u32, u32)) -> Result<(), Error> {
         .iter()
         .map(|name| format!("mkdir /{name}\n"))
         .collect();
-    written(file, script.concat().as_bytes())?;
-    own(file, &wanted, owner)?;
+    written(place, script.concat().as_bytes())?;
+    own(place, &wanted, owner)?;
     match missing()?.first() {
         None => Ok(()),
         Some(name) => {
             let problem = format!("the directory {name} cannot be made");
             let source = io::Error::other("debugfs has not written it");
-            Err(failure(file, &problem, source))
+            Err(failure(place, &problem, source))
         }
     }
 }
 
-/// Gives the directories at `paths`, in the file system in `file`, to user and group `owner`. No path has a control character in it.
-pub fn own(file: &Path, paths: &[impl AsRef<Path>], owner: (u32, u32)) -> Result<(), Error> {
+/// Gives the directories at `paths`, in the file system at `place`, to user and group `owner`. No path has a control character in it.
+pub fn own(place: &Ext, paths: &[impl AsRef<Path>], owner: (u32, u32)) -> Result<(), Error> {
     let mut script = Vec::new();
     for path in paths {
         for (field, number) in [("uid", owner.0), ("gid", owner.1)] {
@@ -91,15 +131,15 @@ pub fn own(file: &Path, paths: &[impl AsRef<Path>], owner: (u32, u32)) -> Result
             script.extend_from_slice(format!("\" {field} {number}\n").as_bytes());
         }
     }
-    written(file, &script)
+    written(place, &script)
 }
 
 /// Has debugfs do what `script` says. It does not tell whether it could.
-fn written(file: &Path, script: &[u8]) -> Result<(), Error> {
-    let failed = |source| failure(file, "its directories cannot be written", source);
+fn written(place: &Ext, script: &[u8]) -> Result<(), Error> {
+    let failed = |source| failure(place, "its directories cannot be written", source);
     let debugfs = found("debugfs").ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let mut command = Command::new(debugfs);
-    command.args(["-w", "-f", "-"]).arg(file);
+    command.args(["-w", "-f", "-"]).arg(place.place());
     answer_of(&mut command, script, Instant::now() + LIMIT)
         .map(drop)
         .map_err(failed)
@@ -113,9 +153,9 @@ fn is_listed(listed: &[u8], name: &str) -> bool {
     })
 }
 
-fn failure(file: &Path, problem: &str, source: io::Error) -> Error {
+fn failure(place: &Ext, problem: &str, source: io::Error) -> Error {
     Error::System {
-        action: format!("ext3 file system in {}: {problem}", file.display()),
+        action: format!("ext3 file system in {place}: {problem}"),
         source,
         hint: Some(HINT.into()),
     }

@@ -24,7 +24,7 @@ use sifon_mount::sys::answer::answer_of;
 use sifon_mount::sys::{descriptor, namespace};
 
 use super::error::Error;
-use super::ext::DIRECTORIES;
+use super::ext::{DIRECTORIES, Ext};
 use super::namespaces::in_another_process;
 use super::subids::found;
 
@@ -41,28 +41,25 @@ pub enum Upper<'a> {
     Memory,
     /// `upper` and `work` in a directory.
     Directory(&'a Path),
-    /// The same in an ext2, ext3 or ext4 file system in this file.
-    Ext(&'a Path),
+    /// The same in an ext2, ext3 or ext4 file system.
+    Ext(&'a Ext),
 }
 
-/// Shows the file system in `file`, only to be read, on the directory `onto`.
-pub fn ext(file: &Path, onto: &Path) -> Result<(), Error> {
+/// Shows a file system, only to be read, on the directory `onto`.
+pub fn ext(from: &Ext, onto: &Path) -> Result<(), Error> {
     let stage = Stage::new()?;
     let target = stage.directory("ext")?;
-    stage.elsewhere(|| fuse2fs(file, &target, true))?;
+    stage.elsewhere(|| fuse2fs(from, &target, true))?;
     stage.show(&target, onto)
 }
 
-/// Sees to it that `names` are directories of the file system in `file`, which is shown at `place`: a symlink there would lead
-/// to the host's, and what programs write would go there.
-pub fn require_directories(file: &Path, place: &Path, names: &[&str]) -> Result<(), Error> {
+/// Sees to it that `names` are directories of the file system `from`, which is shown at `place`: a symlink there would lead to
+/// the host's, and what programs write would go there.
+pub fn require_directories(from: &Ext, place: &Path, names: &[&str]) -> Result<(), Error> {
     for name in names {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::open(place.join(name), flags, Mode::empty()).map_err(|err| {
-            let action = format!(
-                "overlay in {}: {name} is no directory in it",
-                file.display()
-            );
+            let action = format!("overlay in {from}: {name} is no directory in it");
             Error::system(action, err)
         })?;
     }
@@ -95,10 +92,10 @@ pub fn overlay(lower: &[PathBuf], upper: Option<&Upper<'_>>, onto: &Path) -> Res
     }
     stage.elsewhere(|| {
         match (upper, &writes) {
-            (Some(Upper::Ext(file)), Some(above)) => {
-                fuse2fs(file, above, false)?;
+            (Some(Upper::Ext(from)), Some(above)) => {
+                fuse2fs(from, above, false)?;
                 directories_of_an_overlay(above).map_err(|source| Error::System {
-                    action: format!("directories upper and work in {}", file.display()),
+                    action: format!("directories upper and work in {from}"),
                     source,
                     hint: Some(
                         "the file's root directory is another user's: install e2fsprogs, which has debugfs, or make the file with \
@@ -106,7 +103,7 @@ pub fn overlay(lower: &[PathBuf], upper: Option<&Upper<'_>>, onto: &Path) -> Res
                             .into(),
                     ),
                 })?;
-                require_directories(file, above, &DIRECTORIES)?;
+                require_directories(from, above, &DIRECTORIES)?;
             }
             (Some(Upper::Memory), Some(above)) => directories_of_an_overlay(above)
                 .map_err(|err| Error::system("directory in memory", err))?,
@@ -223,14 +220,14 @@ fn pass_rights_on() -> io::Result<()> {
     Ok(())
 }
 
-fn fuse2fs(file: &Path, target: &Path, is_read_only: bool) -> Result<(), Error> {
+fn fuse2fs(from: &Ext, target: &Path, is_read_only: bool) -> Result<(), Error> {
     mounted_by("fuse2fs", |command| {
-        command.arg(file).arg(target);
+        command.arg(&from.file).arg(target);
         // Others are those in this user namespace; who may do what there, overlays and the kernel see to.
         let access = if is_read_only { "ro" } else { "rw" };
         command
             .arg("-o")
-            .arg(format!("{access},allow_other,fakeroot"));
+            .arg(format!("{access},allow_other,fakeroot{}", from.option()));
     })
 }
 

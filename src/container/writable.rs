@@ -13,7 +13,7 @@ use rustix::mount::MountFlags;
 use sifon_mount::sys::mountinfo;
 
 use super::error::Error;
-use super::ext::DIRECTORIES;
+use super::ext::{DIRECTORIES, Ext};
 use super::namespaces::{self, Privilege};
 use super::outside::{self, Upper};
 use super::subids::found;
@@ -32,8 +32,8 @@ pub struct Overlay {
 pub enum Place {
     /// In `upper` in a directory, with `work` beside it, as Singularity makes them.
     Directory(PathBuf),
-    /// The same in a file system of the ext family, in this file.
-    Ext(PathBuf),
+    /// The same in a file system of the ext family.
+    Ext(Ext),
     /// In a SIF or squashfs: a mount of it, attached nowhere.
     Image(OwnedFd),
 }
@@ -54,6 +54,9 @@ impl Writable {
     }
 }
 
+/// What writes where the kernel does not. It marks what is removed by files `.wh.NAME`, which the kernel shows as files.
+const FUSE_OVERLAYFS: &str = "fuse-overlayfs";
+
 /// Puts what `writable` says over `image`, below the host's `place`, a directory that is hidden by that in this process's own mount
 /// namespace. Gives the new root directory.
 pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> {
@@ -72,17 +75,19 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
     let stage = place_in(image).map_err(failed)?;
     let mut lower = vec![PathBuf::from(path_of(image))];
     let mut upper = None;
+    let mut has_marks = false;
     for (number, overlay) in writable.overlays.iter().enumerate() {
         match (&overlay.place, overlay.is_read_only) {
             (Place::Directory(path), true) => lower.insert(0, path.join("upper")),
             (Place::Directory(path), false) => upper = Some(Upper::Directory(path)),
-            (Place::Ext(file), true) => {
+            (Place::Ext(from), true) => {
                 let place = directory(&stage, &format!("overlay-{number}"))?;
-                outside::ext(file, &place)?;
-                outside::require_directories(file, &place, &DIRECTORIES[..1])?;
+                outside::ext(from, &place)?;
+                outside::require_directories(from, &place, &DIRECTORIES[..1])?;
                 lower.insert(0, place.join("upper"));
+                has_marks = true;
             }
-            (Place::Ext(file), false) => upper = Some(Upper::Ext(file)),
+            (Place::Ext(from), false) => upper = Some(Upper::Ext(from)),
             (Place::Image(tree), _) => {
                 let place = directory(&stage, &format!("overlay-{number}"))?;
                 outside::attach(tree, &place)?;
@@ -95,7 +100,16 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
         upper = Some(Upper::Memory);
     }
     let merged = directory(&stage, "merged")?;
-    show(&lower, upper.as_ref(), &memory, &merged)?;
+    if has_marks && found(FUSE_OVERLAYFS).is_some() {
+        outside::overlay(&lower, upper.as_ref(), &merged)?;
+    } else {
+        if has_marks {
+            tracing::warn!(
+                "what was removed in an ext3 file shows again: install {FUSE_OVERLAYFS} (the package has this name)"
+            );
+        }
+        show(&lower, upper.as_ref(), &memory, &merged)?;
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(&stage, "merged", flags, Mode::empty()).map_err(failed)
 }
@@ -125,7 +139,7 @@ fn show(
     let Err(error) = by_kernel else {
         return Ok(());
     };
-    if found("fuse-overlayfs").is_none() {
+    if found(FUSE_OVERLAYFS).is_none() {
         return Err(error);
     }
     tracing::debug!("{}; fuse-overlayfs is asked", error.in_one_line());

@@ -22,7 +22,7 @@ const DESCRIPTORS: usize = 48;
 const DESCRIPTORS_AT: u64 = 4096;
 const DATA_AT: u64 = DESCRIPTORS_AT + (DESCRIPTORS * size_of::<RawDescriptor>()) as u64;
 /// A loop device maps whole pages.
-const PARTITION_ALIGNMENT: u64 = 4096;
+pub const PARTITION_ALIGNMENT: u64 = 4096;
 
 /// What the file says about itself as a whole.
 #[derive(Clone, Debug)]
@@ -160,13 +160,19 @@ pub struct Appended<'a> {
     pub linked: u32,
     /// What the type adds to a descriptor.
     pub extra: &'a [u8],
-    /// What the object consists of.
-    pub bytes: &'a [u8],
+    /// Its place is a multiple of this.
+    pub alignment: u64,
 }
 
 /// Adds an object behind all others and writes table and header anew; `sif` is what the file has now, `now` counts seconds
-/// since 1970.
-pub fn append(file: &File, sif: &Sif, object: &Appended<'_>, now: i64) -> io::Result<()> {
+/// since 1970. `write` gets the offset where the object begins, writes it there and returns its length.
+pub fn append<E: From<io::Error>>(
+    file: &File,
+    sif: &Sif,
+    object: &Appended<'_>,
+    now: i64,
+    write: impl FnOnce(u64) -> Result<u64, E>,
+) -> Result<(), E> {
     let slot = (0..sif.capacity)
         .find(|&slot| sif.objects.iter().all(|object| object.slot as u64 != slot))
         .ok_or_else(|| io::Error::other("insufficient descriptor capacity: the table is full"))?;
@@ -174,8 +180,9 @@ pub fn append(file: &File, sif: &Sif, object: &Appended<'_>, now: i64) -> io::Re
     let table = u64::try_from(sif.header.descriptors_at.get()).map_err(io::Error::other)?;
     let table_end = table + sif.capacity * size_of::<RawDescriptor>() as u64;
     // The format lets the table lie behind the objects.
-    let at = ends.max().unwrap_or(0).max(sif.data_at).max(table_end);
-    let len = object.bytes.len() as u64;
+    let end = ends.max().unwrap_or(0).max(sif.data_at).max(table_end);
+    let at = end.next_multiple_of(object.alignment);
+    let len = write(at)?;
     let signed = |value: u64| i64::try_from(value).map(I64::new).map_err(io::Error::other);
     let mut descriptor = RawDescriptor {
         object_type: object.object_type.into(),
@@ -185,7 +192,7 @@ pub fn append(file: &File, sif: &Sif, object: &Appended<'_>, now: i64) -> io::Re
         linked: object.linked.into(),
         at: signed(at)?,
         len: signed(len)?,
-        len_with_padding: signed(len)?,
+        len_with_padding: signed(at - end + len)?,
         created: now.into(),
         modified: now.into(),
         uid: 0.into(),
@@ -200,10 +207,9 @@ pub fn append(file: &File, sif: &Sif, object: &Appended<'_>, now: i64) -> io::Re
         data_len: signed(at + len - sif.data_at)?,
         ..sif.header
     };
-    file.write_all_at(object.bytes, at)?;
     let place = table + slot * size_of::<RawDescriptor>() as u64;
     file.write_all_at(descriptor.as_bytes(), place)?;
-    file.write_all_at(header.as_bytes(), 0)
+    Ok(file.write_all_at(header.as_bytes(), 0)?)
 }
 
 #[cfg(test)]
@@ -305,12 +311,19 @@ mod tests {
             group: GROUP,
             linked: GROUP | 1,
             extra: &[],
-            bytes: &[7; 2000],
+            alignment: 4096,
         };
-        append(&file, &before, &appended, 1).unwrap();
+        let write = |at| {
+            file.write_all_at(&[7; 2000], at)?;
+            Ok::<_, io::Error>(2000)
+        };
+        append(&file, &before, &appended, 1, write).unwrap();
         let after = Sif::open(&file).unwrap();
         assert_eq!(after.objects[..4], before.objects);
-        assert_eq!(after.objects[4].at, bytes.len() as u64);
+        assert_eq!(
+            after.objects[4].at,
+            (bytes.len() as u64).next_multiple_of(4096)
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use sifon_mount::source::sif::{GROUP, HASH_SHA256, RawSignature, Sif, SifError, TYPE_SIGNATURE};
@@ -63,9 +64,12 @@ fn add(file: &File, group: u32, envelope: &[u8], now: i64) -> Result<(), SignErr
         group: GROUP,
         linked: GROUP | group,
         extra: extra.as_bytes(),
-        bytes: envelope,
+        alignment: 1,
     };
     // The table has changed since the last one was added.
     let sif = Sif::open(file)?;
-    Ok(append(file, &sif, &appended, now)?)
+    append(file, &sif, &appended, now, |at| {
+        file.write_all_at(envelope, at)?;
+        Ok(envelope.len() as u64)
+    })
 }

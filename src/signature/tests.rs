@@ -188,6 +188,14 @@ fn no_byte_that_was_signed_can_be_changed() {
     }
 }
 
+fn append(file: &File, sif: &Sif, object: &crate::pack::sif::Appended<'_>, bytes: &[u8]) {
+    let write = |at| {
+        file.write_all_at(bytes, at)?;
+        Ok::<_, std::io::Error>(bytes.len() as u64)
+    };
+    crate::pack::sif::append(file, sif, object, 0, write).unwrap();
+}
+
 #[test]
 fn an_object_that_joins_a_signed_group_is_noticed() {
     let place = Place::new();
@@ -201,9 +209,9 @@ fn an_object_that_joins_a_signed_group_is_noticed() {
             group,
             linked: 0,
             extra: &[],
-            bytes: b"{}",
+            alignment: 1,
         };
-        crate::pack::sif::append(&file, &sif, &appended, 0).unwrap();
+        append(&file, &sif, &appended, b"{}");
         let err = checked(&path, &everything(), &keyring).unwrap_err();
         assert!(!matches!(err, VerifyError::Invalid { .. }), "{err}");
     }
@@ -369,10 +377,10 @@ fn a_damaged_signature_is_an_error_and_never_a_crash() {
             group: 0xf000_0000,
             linked: 0xf000_0001,
             extra: &[],
-            bytes,
+            alignment: 1,
         };
         let sif = Sif::open(&file).unwrap();
-        crate::pack::sif::append(&file, &sif, &appended, 0).unwrap();
+        append(&file, &sif, &appended, bytes);
         checked(&path, &everything(), &keyring).unwrap_err();
         checked(&path, &everything(), &place.key(P384_KEY)).unwrap_err();
     }

@@ -1,8 +1,11 @@
 //! The tables of Apptainer's own suites, as transcripts.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use crate::image::{Image, ImageBuilder};
+use crate::overlay::is_here;
 use crate::transcript::{Form, Place, Program};
 
 /// An image with nothing special, whose program is a shell.
@@ -181,4 +184,27 @@ fn unusual_images_and_places_do_as_under_the_original() {
         return;
     };
     hold(&place, "unusual.txt");
+}
+
+#[test]
+fn overlays_in_files_and_in_sifs_are_as_in_the_suite_of_the_original() {
+    let programs = ["mke2fs", "debugfs", "fuse2fs", "fuse-overlayfs"];
+    if !is_here(&programs) {
+        return;
+    }
+    let Some(image) = busybox() else { return };
+    let Some(place) = Place::new(vec![("busybox", image)]) else {
+        return;
+    };
+    place.holds("overlay.txt", Program::Ours, Form::Sif);
+    let oracle = std::env::var_os("SIFON_ORACLE").map(PathBuf::from);
+    if oracle.is_some_and(|root| {
+        root.join("usr/sbin/mke2fs").exists() && root.join("usr/bin/fuse2fs").exists()
+    }) {
+        place.holds("overlay.txt", Program::Apptainer, Form::Sif);
+    } else {
+        eprintln!(
+            "without Apptainer: SIFON_ORACLE names no root directory with e2fsprogs and fuse2fs"
+        );
+    }
 }

@@ -124,10 +124,14 @@ pub const HASH_SHA256: i32 = 1;
 
 /// In [`RawPartition::file_system`].
 pub const FILE_SYSTEM_SQUASHFS: i32 = 1;
+/// In [`RawPartition::file_system`]: one of the ext family.
+pub const FILE_SYSTEM_EXT3: i32 = 2;
 /// In [`RawPartition::role`]: the root file system.
 pub const ROLE_PRIMARY_SYSTEM: i32 = 2;
 /// In [`RawPartition::role`]: files that belong to no system.
 pub const ROLE_DATA: i32 = 3;
+/// In [`RawPartition::role`]: what lies over the root file system.
+pub const ROLE_OVERLAY: i32 = 4;
 
 /// Architectures as OCI names them, and their codes.
 const ARCHITECTURES: [(&str, [u8; 3]); 13] = [
@@ -215,8 +219,8 @@ pub enum ObjectKind {
     Partition {
         /// What it is for: [`ROLE_PRIMARY_SYSTEM`] is the root file system, of which a file has one.
         role: i32,
-        /// Whether it is a squashfs that nothing encrypts.
-        is_squashfs: bool,
+        /// What kind of file system it is.
+        format: Format,
     },
     /// The index of an image whose blobs are objects.
     OciIndex,
@@ -224,6 +228,17 @@ pub enum ObjectKind {
     OciBlob(Digest),
     /// Anything else, by its number.
     Other(i32),
+}
+
+/// The kind of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A squashfs that nothing encrypts.
+    Squashfs,
+    /// One of the ext family, which can be written to.
+    Ext,
+    /// Another one, or an encrypted one.
+    Other,
 }
 
 /// Why a file is no SIF that can be read.
@@ -272,6 +287,15 @@ impl Sif {
     /// The first file system with files that belong to no system.
     pub fn data_partition(&self) -> Option<&Object> {
         self.partition(ROLE_DATA)
+    }
+
+    /// The first file system that is to lie over the root file system and can be written to.
+    pub fn writable_overlay(&self) -> Option<&Object> {
+        let wanted = ObjectKind::Partition {
+            role: ROLE_OVERLAY,
+            format: Format::Ext,
+        };
+        self.objects.iter().find(|object| object.kind == wanted)
     }
 
     fn partition(&self, wanted: i32) -> Option<&Object> {
@@ -396,7 +420,11 @@ impl Header {
                     .expect("a partition's part fits into the extra bytes");
                 ObjectKind::Partition {
                     role: partition.role.get(),
-                    is_squashfs: partition.file_system.get() == FILE_SYSTEM_SQUASHFS,
+                    format: match partition.file_system.get() {
+                        FILE_SYSTEM_SQUASHFS => Format::Squashfs,
+                        FILE_SYSTEM_EXT3 => Format::Ext,
+                        _ => Format::Other,
+                    },
                 }
             }
             TYPE_OCI_INDEX => ObjectKind::OciIndex,

@@ -19,11 +19,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::file::{Part, Place, regular};
 use super::manifest::Descriptor;
-use super::sif::{ObjectKind, Sif, SifError};
+use super::sif::{self, ObjectKind, Sif, SifError};
 use super::{Origin, SourceError};
 use crate::blob::{Blob, BlobError, Windows};
 use crate::digest::{Digest, Hasher};
@@ -42,8 +43,8 @@ const MAGIC: &[u8] = b"hsqs";
 /// The line that Singularity 2 wrote before a squashfs.
 const LAUNCH: &[u8] = b"#!/usr/bin/env run-singularity\n";
 
-/// Bytes of the beginning and the end that count for the identity: superblock, and the tables that places in all others
-/// stand in.
+/// Bytes of the file's beginning and the file system's end that count for the identity: the table of a SIF, the superblock,
+/// and the tables that places in all others stand in.
 const HEAD_BYTES: u64 = 64 << 10;
 const TAIL_BYTES: u64 = 64 << 10;
 
@@ -206,7 +207,7 @@ fn found(file: &Windows) -> Result<Found, NotFound> {
     if !matches!(
         partition.kind,
         ObjectKind::Partition {
-            is_squashfs: true,
+            format: sif::Format::Squashfs,
             ..
         }
     ) {
@@ -297,43 +298,66 @@ impl Origin for FileSystem {
 struct LocalFile {
     path: PathBuf,
     part: Part,
+    /// The end of the file system, as far as that is known without a look at it.
+    end: u64,
+    /// Whether programs write to another part of the file: its times tell nothing of this one.
+    is_shared: bool,
     stamp: Stamp,
+    /// When the file was written to last, of the times at which it was found to be the same.
+    modified: Mutex<Time>,
     digest: Digest,
 }
+
+/// Seconds and nanoseconds since 1970.
+type Time = (i64, i64);
 
 /// What changes when a file is replaced or written to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
     size: u64,
-    modified: (i64, i64),
+    /// Unless that tells nothing.
+    modified: Option<Time>,
 }
 
 impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
+    fn of(metadata: &Metadata, is_shared: bool) -> Self {
         Self {
             inode: metadata.ino(),
             size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            modified: (!is_shared).then_some(modified(metadata)),
         }
     }
 }
 
-fn identity(stamp: Stamp, part: &Part) -> io::Result<Digest> {
-    let (seconds, nanos) = stamp.modified;
+fn modified(metadata: &Metadata) -> Time {
+    (metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// The name of the file with this stamp, whose file system ends at `end`.
+fn identity(stamp: Stamp, part: &Part, end: u64) -> io::Result<Digest> {
+    let (seconds, nanos) = stamp.modified.unwrap_or_default();
     let Stamp { inode, size, .. } = stamp;
     let mut hasher = Hasher::default();
     hasher.update(format!("a file: inode {inode}, {size} bytes, {seconds}.{nanos}\n").as_bytes());
     hasher.update(&part.bytes(0, part.len.min(HEAD_BYTES) as usize)?);
-    let tail = part.len.min(TAIL_BYTES);
-    hasher.update(&part.bytes(part.len - tail, tail as usize)?);
+    let tail = end.min(TAIL_BYTES);
+    hasher.update(&part.bytes(end - tail, tail as usize)?);
     Ok(hasher.finish())
 }
 
 impl LocalFile {
     fn open(path: &Path) -> io::Result<Self> {
         let (file, len) = regular(path)?;
-        let stamp = Stamp::of(&file.metadata()?);
+        let sif = Sif::open(&file).ok();
+        let overlay = sif.as_ref().and_then(Sif::writable_overlay);
+        let system = sif.as_ref().and_then(Sif::primary_partition);
+        // Without an overlay the time vouches for all of the file.
+        let system = overlay.and(system);
+        let end = system.map_or(len, |system| system.at + system.len);
+        let is_shared = system.is_some();
+        let metadata = file.metadata()?;
+        let stamp = Stamp::of(&metadata, is_shared);
         let part = Part {
             file: Arc::new(file),
             at: 0,
@@ -341,9 +365,12 @@ impl LocalFile {
         };
         Ok(Self {
             path: path.to_owned(),
-            digest: identity(stamp, &part)?,
+            digest: identity(stamp, &part, end)?,
             part,
+            end,
+            is_shared,
             stamp,
+            modified: Mutex::new(modified(&metadata)),
         })
     }
 
@@ -354,14 +381,27 @@ impl LocalFile {
         }
     }
 
-    /// Fails once somebody has written to the file.
+    /// Fails once somebody has written to the file, but for a part of it that is there for that.
     fn unchanged(&self) -> Result<(), BlobError> {
         let metadata = self.part.file.metadata();
         let now = metadata.map_err(|err| self.wrong(format!("cannot be read: {err}")))?;
-        match Stamp::of(&now) == self.stamp {
+        match Stamp::of(&now, self.is_shared) == self.stamp && self.is_the_same(modified(&now)) {
             true => Ok(()),
             false => Err(self.wrong("the file was changed while it was in use: mount it again")),
         }
+    }
+
+    /// Whether a file that was written to last at `time` is still the one that was opened, as far as its tables tell.
+    fn is_the_same(&self, time: Time) -> bool {
+        if *self.modified.lock() == time {
+            return true;
+        }
+        let identity = identity(self.stamp, &self.part, self.end);
+        let is_same = identity.is_ok_and(|identity| identity == self.digest);
+        if is_same {
+            *self.modified.lock() = time;
+        }
+        is_same
     }
 }
 

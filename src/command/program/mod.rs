@@ -1,6 +1,7 @@
 //! What `exec`, `run` and `shell` have in common: a program in an image.
 
 mod options;
+mod overlays;
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -134,7 +135,7 @@ fn start(
             &told,
         )?)
     };
-    let writable = args.writable(|file| opened(file, Path::new("/")))?;
+    let writable = args.writable(&reference, |file| opened(file, Path::new("/")))?;
     let from_images = options::from_images(&binds, opened)?;
     // It starts while this process finds out the rest.
     let server = Server::reach(&group, serve::VERB, kind)?;
@@ -279,13 +280,16 @@ fn words(
             None => run_words(arguments, ready, variables, is_literal),
         },
         Action::Instance(arguments) => {
-            const SCRIPT: &str = "/.singularity.d/startscript";
-            let mut words: Vec<OsString> = Vec::new();
-            if ready.has_own_scripts && Path::new(SCRIPT).exists() && has_shell() {
-                words.push(SCRIPT.into());
-                words.extend(arguments);
-            }
-            Ok(words)
+            let script = match app {
+                Some(app) => app::startscript(app)?,
+                None => Some(STARTSCRIPT.into())
+                    .filter(|script: &PathBuf| ready.has_own_scripts && script.exists()),
+            };
+            let words = script.filter(|_| has_shell()).map(|script| {
+                let script = script.into_os_string();
+                [script].into_iter().chain(arguments).collect()
+            });
+            Ok(words.unwrap_or_default())
         }
         Action::Shell(shell, arguments) => {
             let is_there = |shell: &PathBuf| {
@@ -360,6 +364,7 @@ fn run_words(
 }
 
 const RUNSCRIPT: &str = "/.singularity.d/runscript";
+const STARTSCRIPT: &str = "/.singularity.d/startscript";
 
 /// Bytes of a runscript at most that is looked into.
 const RUNSCRIPT_BYTES_LIMIT: u64 = 1 << 20;

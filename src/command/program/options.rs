@@ -2,11 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
@@ -19,12 +17,10 @@ use crate::command::gpu;
 use crate::container;
 use crate::container::bind::{self, BindRequest};
 use crate::container::environment::{Sources, Variables};
-use crate::container::ext;
 use crate::container::in_one_line;
 use crate::container::namespaces;
 use crate::container::plan::{Options, TargetKind};
 use crate::container::scripts;
-use crate::container::writable::{Overlay, Place, Writable};
 use crate::setting::Error;
 
 /// Headings of the help, in the order in which people look for options.
@@ -128,6 +124,11 @@ pub struct Args {
     /// Do not pass the umask on: 0022 in the container
     #[arg(help_heading = VARIABLES, long)]
     pub(super) no_umask: bool,
+    /// Let the program write into the image, a SIF with an overlay in it, and keep that there
+    ///
+    /// `sifon overlay create FILE.sif` makes such an overlay. Without this option it is only shown.
+    #[arg(help_heading = WRITING, short = 'w', long)]
+    pub(super) writable: bool,
     /// Let the program write into the image; what it writes is in memory and gone with it
     #[arg(help_heading = WRITING, long)]
     pub(super) writable_tmpfs: bool,
@@ -260,6 +261,7 @@ impl Args {
             (&mut args.ipc, "UNSHARE_IPC"),
             (&mut args.uts, "UNSHARE_UTS"),
             (&mut args.net, "UNSHARE_NET"),
+            (&mut args.writable, "WRITABLE"),
             (&mut args.writable_tmpfs, "WRITABLE_TMPFS"),
             (&mut args.fakeroot, "FAKEROOT"),
             (&mut args.nv, "NV"),
@@ -458,37 +460,11 @@ impl Args {
     }
 
     /// User and group that the caller is in the container.
-    fn numbers_inside(&self) -> (u32, u32) {
+    pub(super) fn numbers_inside(&self) -> (u32, u32) {
         match self.fakeroot {
             true => (0, 0),
             false => namespaces::own_numbers(),
         }
-    }
-
-    /// `opened` gives a mount of an image in a file.
-    pub(super) fn writable(
-        &self,
-        opened: impl Fn(&Path) -> Result<OwnedFd, Error>,
-    ) -> Result<Writable, Error> {
-        let overlays = self
-            .overlay
-            .iter()
-            .map(|text| overlay(text, self.numbers_inside(), &opened))
-            .collect::<Result<Vec<_>, Error>>()?;
-        let writable = overlays.iter().filter(|overlay| !overlay.is_read_only);
-        match writable.count() {
-            0 => {}
-            1 if self.writable_tmpfs => {
-                let problem = "--writable-tmpfs: the overlay can be written to; add :ro to it";
-                return Err(problem.into());
-            }
-            1 => {}
-            _ => return Err("--overlay: only one can be written to; add :ro to the others".into()),
-        }
-        Ok(Writable {
-            in_memory: self.writable_tmpfs,
-            overlays,
-        })
     }
 }
 
@@ -574,61 +550,6 @@ fn home(text: &OsStr) -> Result<(PathBuf, PathBuf), Error> {
         return Err(format!("--home: {} must be an absolute path", target.display()).into());
     }
     Ok((source, target))
-}
-
-/// `PATH[:ro]` of `--overlay`; a directory with those in it that Singularity makes.
-fn overlay(
-    text: &OsStr,
-    inside: (u32, u32),
-    opened: impl Fn(&Path) -> Result<OwnedFd, Error>,
-) -> Result<Overlay, Error> {
-    let bytes = text.as_bytes();
-    let (path, is_read_only) = match bytes.strip_suffix(b":ro") {
-        Some(path) => (path, true),
-        None => (bytes, false),
-    };
-    let path = std::path::absolute(OsStr::from_bytes(path))?;
-    let failed = |err: &dyn std::fmt::Display| format!("--overlay {}: {err}", path.display());
-    let kind = fs::metadata(&path).map_err(|err| failed(&err))?;
-    if kind.is_file() {
-        let (place, is_read_only) = match is_ext(&path).map_err(|err| failed(&err))? {
-            true => {
-                if !is_read_only {
-                    ext::give_directories(&path, inside)?;
-                }
-                (Place::Ext(path), is_read_only)
-            }
-            false if is_image_file(&path) => (Place::Image(opened(&path)?), true),
-            false => {
-                let known = "neither a directory nor an image with ext3, squashfs or SIF in it";
-                return Err(failed(&known).into());
-            }
-        };
-        return Ok(Overlay {
-            place,
-            is_read_only,
-        });
-    }
-    if !is_read_only {
-        for name in ["upper", "work"] {
-            fs::create_dir_all(path.join(name)).map_err(|err| failed(&err))?;
-        }
-    }
-    Ok(Overlay {
-        place: Place::Directory(path),
-        is_read_only,
-    })
-}
-
-/// Whether a file holds a file system of the ext family: its superblock begins at 1024, and the magic number is at 56 of that
-/// (Documentation/filesystems/ext4/super.rst).
-fn is_ext(file: &Path) -> io::Result<bool> {
-    let mut magic = [0; 2];
-    match File::open(file)?.read_exact_at(&mut magic, 1024 + 56) {
-        Ok(()) => Ok(magic == [0x53, 0xef]),
-        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(err) => Err(err),
-    }
 }
 
 /// `NAME=VALUE`, several separated by commas; a piece without a name belongs to the value before it. A piece between double
