@@ -95,7 +95,7 @@ pub fn parsed(text: &OsStr) -> Result<Reference, Error> {
     let is_file = || fs::metadata(text).is_ok_and(|found| found.is_file());
     let mut reference = match Reference::parse(text) {
         Err(_) if is_file() => Reference::File(text.into()),
-        Err(_) if Path::new(text).is_dir() => {
+        Err(_) | Ok(Reference::File(_)) if Path::new(text).is_dir() => {
             return Err(format!(
                 "{}: a directory, which is taken as an image by `sifon build FILE.sif DIRECTORY` only: run the file that it makes",
                 Path::new(text).display()

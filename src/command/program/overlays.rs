@@ -72,6 +72,9 @@ impl Args {
             return Err("cannot use --overlay in conjunction with --writable".into());
         }
         let Some(place) = found else {
+            if let Reference::File(file) = reference {
+                File::open(file).map_err(|err| format!("{}: {err}", file.display()))?;
+            }
             let image = reference.written();
             return Err(format!(
                 "no SIF writable overlay partition found in {image}: `sifon overlay create FILE.sif` makes one; without it, \
