@@ -13,6 +13,7 @@ use super::activity::{Moved, Request};
 use super::copy::PackedCopy;
 use super::fetcher::{Fetcher, Limits};
 use super::flights::Flights;
+use super::marks::Marks;
 use super::memory::Memory;
 use super::native::{Miss, Native, Restream};
 use super::remote::{Came, Remote};
@@ -59,6 +60,7 @@ pub struct LayerChunks {
     table: Arc<Table>,
     pub(super) packed: Packed,
     room: Room,
+    marks: Option<Marks>,
 }
 
 pub(super) enum Packed {
@@ -409,7 +411,13 @@ impl LayerChunks {
             table,
             packed,
             room: Room::with_places(LARGE_AT_ONCE),
+            marks: None,
         }
+    }
+
+    /// The same, with the marks of its chunks.
+    pub fn with_marks(self, marks: Option<Marks>) -> Self {
+        Self { marks, ..self }
     }
 
     /// Its table.
@@ -451,7 +459,7 @@ impl LayerChunks {
                 Ok(plain)
             }
             Packed::Local(_) | Packed::Remote(_) => {
-                let decode = |packed: &[u8]| siblings.decoded(packed, &keep);
+                let decode = |packed: &[u8]| siblings.decoded(packed, self.marks.as_ref(), &keep);
                 self.decoded(chunk, decode, deadline, fetcher)
             }
         }
@@ -568,10 +576,19 @@ impl<'a> Siblings<'a> {
     }
 
     /// The wanted chunk's bytes, if they are right; all that are go to `keep`.
-    fn decoded(&self, packed: &[u8], keep: impl Fn(ChunkIndex, Bytes)) -> Option<Bytes> {
-        let plains = DECODER.with_borrow_mut(|decoder| match &self.chunks[..] {
-            [alone] => decoder.plain(alone, packed).map(|plain| vec![Some(plain)]),
-            chunks => decoder.siblings(chunks, self.wanted, packed),
+    fn decoded(
+        &self,
+        packed: &[u8],
+        marks: Option<&Marks>,
+        keep: impl Fn(ChunkIndex, Bytes),
+    ) -> Option<Bytes> {
+        let plains = DECODER.with_borrow_mut(|decoder| match (&self.chunks[..], marks) {
+            ([alone], Some(marks)) => {
+                let plain = marks.plain(decoder, ChunkIndex(self.first), alone, packed);
+                plain.map(|plain| vec![Some(plain)])
+            }
+            ([alone], None) => decoder.plain(alone, packed).map(|plain| vec![Some(plain)]),
+            (chunks, _) => decoder.siblings(chunks, self.wanted, packed),
         });
         let plains = plains.ok()?;
         for (index, plain) in (self.first..).zip(&plains) {
