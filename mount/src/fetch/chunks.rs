@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -24,13 +24,16 @@ use crate::layer::decode::Decoder;
 use crate::layer::decode::fine::{Cut, is_to_cut};
 use crate::layer::table::{Chunk, ChunkIndex, Table, TableError};
 
-/// Plain bytes in memory at most; the kernel's page cache does the rest.
-const MEMORY_BYTES: usize = 128 << 20;
+/// Plain bytes in memory at most, with what is known of them; the kernel's page cache does the rest.
+const MEMORY_BYTES: usize = 56 << 20;
 
 /// Chunks of others' formats that are larger are decoded a few at a time: packed and plain they take megabytes each, and a
 /// machine has few cores to decode them anyway.
 const LARGE_BYTES: usize = 1 << 20;
 const LARGE_AT_ONCE: usize = 4;
+
+/// How long somebody who runs ahead of a reader waits: after that the reader is there.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// One decoder for each thread that reads: zstd's context is dear to make.
@@ -189,7 +192,7 @@ impl ChunkSource for Chunks {
     ) -> Result<Bytes, ReadError> {
         let source = self.layer(layer)?;
         if !source.is_cut(chunk)? {
-            let is_all = *bytes == (0..source.table.chunk(chunk)?.plain_len as usize);
+            let is_all = Some(bytes.end) == source.plain_len(chunk) && bytes.start == 0;
             let plain = match is_all {
                 true => self.passing(source, (layer, chunk), deadline)?,
                 false => self.chunk(layer, chunk, deadline)?,
@@ -209,6 +212,42 @@ impl ChunkSource for Chunks {
         match &parts[..] {
             [only] => Ok(only.clone()),
             parts => Ok(parts.concat().into()),
+        }
+    }
+
+    fn decode_ahead(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) {
+        let key = (layer, chunk);
+        let Some(source) = self.layer(layer).ok().filter(|it| it.has(chunk)) else {
+            return;
+        };
+        let deadline = Instant::now() + PATIENCE;
+        if source.is_cut(chunk).unwrap_or(false) {
+            let mut at = bytes.start;
+            while at < bytes.end {
+                match self.piece(source, key, at..bytes.end, deadline) {
+                    Ok((from, piece)) if from + piece.len() > at => at = from + piece.len(),
+                    _ => return,
+                }
+            }
+        } else if !self.memory.has(key)
+            && let Some(_leader) = self.flights.lead(key)
+        {
+            let keep = |sibling, plain| self.memory.keep((layer, sibling), plain);
+            // What does not come is of no use now; whoever needs it will say why.
+            drop(source.plain(chunk, deadline, &self.fetcher, keep));
+        }
+    }
+
+    fn forget(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) {
+        let key = (layer, chunk);
+        let Ok(source) = self.layer(layer) else {
+            return;
+        };
+        if source.is_cut(chunk).unwrap_or(false) {
+            self.memory.forget_pieces(key, bytes);
+        } else if source.plain_len(chunk) == Some(bytes.end) && bytes.start == 0 {
+            // Else there is more in it, which others may want.
+            self.memory.forget(key);
         }
     }
 
@@ -240,24 +279,6 @@ impl ChunkSource for Chunks {
 }
 
 impl Chunks {
-    /// Has these bytes of a chunk in memory, if they can be had.
-    pub fn decode_ahead(&self, key: (u16, ChunkIndex), bytes: &Range<usize>, deadline: Instant) {
-        let Ok(source) = self.layer(key.0) else {
-            return;
-        };
-        if !source.is_cut(key.1).unwrap_or(false) {
-            drop(self.chunk(key.0, key.1, deadline));
-            return;
-        }
-        let mut at = bytes.start;
-        while at < bytes.end {
-            match self.piece(source, key, at..bytes.end, deadline) {
-                Ok((from, piece)) if from + piece.len() > at => at = from + piece.len(),
-                _ => return,
-            }
-        }
-    }
-
     /// A chunk for one who wants all of it, and so not again: who reads a file in order has it in the kernel's page cache then. It
     /// pushes nothing out of memory.
     fn passing(
@@ -266,18 +287,26 @@ impl Chunks {
         key: (u16, ChunkIndex),
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
-        if let Some(plain) = self.memory.get(key) {
-            return Ok(plain);
-        }
-        if Instant::now() >= deadline {
-            return Err(source.late(&source.table.chunk(key.1)?));
-        }
         let keep_others = |index, plain| {
             if index != key.1 {
                 self.memory.keep((key.0, index), plain);
             }
         };
-        source.plain(key.1, deadline, &self.fetcher, keep_others)
+        loop {
+            if let Some(plain) = self.memory.get(key) {
+                return Ok(plain);
+            }
+            if Instant::now() >= deadline {
+                return Err(source.late(&source.table.chunk(key.1)?));
+            }
+            // Somebody may be decoding it ahead.
+            if let Some(_leader) = self.flights.lead_or_wait(key, deadline) {
+                return match self.memory.get(key) {
+                    Some(plain) => Ok(plain),
+                    None => source.plain(key.1, deadline, &self.fetcher, keep_others),
+                };
+            }
+        }
     }
 
     /// A piece of a chunk that is cut, the one with its plain byte `wanted.start`, and where in the chunk it begins. If need be
@@ -354,6 +383,12 @@ impl Chunks {
 }
 
 impl LayerChunks {
+    /// How many plain bytes a chunk has, if there is such a chunk.
+    fn plain_len(&self, index: ChunkIndex) -> Option<usize> {
+        let chunk = self.table.chunk(index).ok()?;
+        Some(chunk.plain_len as usize)
+    }
+
     /// Whether a chunk is to be cut: it is large, and alone in its member.
     fn is_cut(&self, index: ChunkIndex) -> Result<bool, ReadError> {
         let is_native = matches!(self.packed, Packed::Native(_));

@@ -96,6 +96,13 @@ pub trait ChunkSource: Send + Sync {
     ) -> Result<Option<NativeBytes>, ReadError> {
         Ok(None)
     }
+
+    /// Has bytes `bytes` of a chunk in memory, if they can be had without waiting for the source, and if nobody is about to
+    /// have them anyway.
+    fn decode_ahead(&self, _layer: u16, _chunk: ChunkIndex, _bytes: &Range<usize>) {}
+
+    /// Nobody will ask for bytes `bytes` of a chunk soon.
+    fn forget(&self, _layer: u16, _chunk: ChunkIndex, _bytes: &Range<usize>) {}
 }
 
 /// What of `bytes` is there.
