@@ -216,25 +216,9 @@ impl ChunkSource for Chunks {
     }
 
     fn decode_ahead(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) {
-        let key = (layer, chunk);
-        let Some(source) = self.layer(layer).ok().filter(|it| it.has(chunk)) else {
-            return;
-        };
-        let deadline = Instant::now() + PATIENCE;
-        if source.is_cut(chunk).unwrap_or(false) {
-            let mut at = bytes.start;
-            while at < bytes.end {
-                match self.piece(source, key, at..bytes.end, deadline) {
-                    Ok((from, piece)) if from + piece.len() > at => at = from + piece.len(),
-                    _ => return,
-                }
-            }
-        } else if !self.memory.has(key)
-            && let Some(_leader) = self.flights.lead(key)
-        {
-            let keep = |sibling, plain| self.memory.keep((layer, sibling), plain);
-            // What does not come is of no use now; whoever needs it will say why.
-            drop(source.plain(chunk, deadline, &self.fetcher, keep));
+        // While some of the layer is elsewhere the readers themselves are to tell what is fetched ahead of them.
+        if self.layer(layer).is_ok_and(LayerChunks::is_all_here) {
+            self.decode_expected(layer, chunk, bytes);
         }
     }
 
@@ -279,6 +263,31 @@ impl ChunkSource for Chunks {
 }
 
 impl Chunks {
+    /// Has bytes of a chunk in memory that programs are known to ask for, if they are here, and if nobody is about to have them
+    /// anyway.
+    pub fn decode_expected(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) {
+        let key = (layer, chunk);
+        let Some(source) = self.layer(layer).ok().filter(|it| it.has(chunk)) else {
+            return;
+        };
+        let deadline = Instant::now() + PATIENCE;
+        if source.is_cut(chunk).unwrap_or(false) {
+            let mut at = bytes.start;
+            while at < bytes.end {
+                match self.piece(source, key, at..bytes.end, deadline) {
+                    Ok((from, piece)) if from + piece.len() > at => at = from + piece.len(),
+                    _ => return,
+                }
+            }
+        } else if !self.memory.has(key)
+            && let Some(_leader) = self.flights.lead(key)
+        {
+            let keep = |sibling, plain| self.memory.keep((layer, sibling), plain);
+            // What does not come is of no use now; whoever needs it will say why.
+            drop(source.plain(chunk, deadline, &self.fetcher, keep));
+        }
+    }
+
     /// A chunk for one who wants all of it, and so not again: who reads a file in order has it in the kernel's page cache then. It
     /// pushes nothing out of memory.
     fn passing(
@@ -458,6 +467,14 @@ impl LayerChunks {
     /// Its table.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
+    }
+
+    /// Whether all of the layer's packed bytes seem to be on this machine.
+    fn is_all_here(&self) -> bool {
+        match &self.packed {
+            Packed::Native(_) | Packed::Local(_) => true,
+            Packed::Remote(remote) => remote.stored_bytes() >= remote.blob_size(),
+        }
     }
 
     /// Whether the chunk's packed bytes seem to be on this machine.

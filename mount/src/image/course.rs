@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Image;
 use super::history::found;
 use super::profile::Profile;
-use crate::fetch::{ChunkSource, Chunks};
+use crate::fetch::Chunks;
 use crate::tree::NodeId;
 
 /// Plain bytes between the programs and the reader at most: a part of what stays in memory.
@@ -149,7 +149,7 @@ fn read_ahead(course: &Course, next: &AtomicUsize, image: &Weak<Image>, chunks: 
         let deadline = Instant::now() + PATIENCE;
         for (layer, chunk, bytes) in image.stretches_of(part.id, &part.bytes) {
             if chunks.await_packed((layer, chunk), deadline) {
-                chunks.decode_ahead(layer, chunk, &bytes);
+                chunks.decode_expected(layer, chunk, &bytes);
             }
         }
     }
