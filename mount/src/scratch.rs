@@ -17,7 +17,7 @@ const BLOCK_BYTES: usize = 128 << 10;
 const FEW_BYTES: usize = BLOCK_BYTES / 2;
 
 /// So much lies ready at most: of large pieces, and of blocks, of which each thread that reads needs two at a time.
-const LARGE_KEPT_BYTES: usize = 32 << 20;
+const LARGE_KEPT_BYTES: usize = 16 << 20;
 const BLOCKS_KEPT: usize = 32;
 
 static READY: Mutex<Ready> = Mutex::new(Ready {
@@ -56,6 +56,14 @@ impl Scratch {
         bytes.clear();
         bytes.reserve_exact(len);
         bytes
+    }
+}
+
+/// The memory that `len` bytes take in which chunks are decoded.
+pub fn room_of(len: usize) -> usize {
+    match len {
+        FEW_BYTES..=BLOCK_BYTES => BLOCK_BYTES,
+        len => len,
     }
 }
 

@@ -13,6 +13,7 @@ use sifon_mount::image::history::{History, Plan};
 use sifon_mount::image::open::{OnProgress, OnTop, Opened, Progress};
 use sifon_mount::reference::Reference;
 use sifon_mount::store::Lease;
+use sifon_mount::sys::memory::keep_one_heap;
 use sifon_mount::sys::mount::FuseOptions;
 
 use super::stats;
@@ -113,6 +114,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
 
 /// The process in the background, from its start to the end of the mount.
 pub fn serve() -> ExitCode {
+    keep_one_heap();
     let Ok((request, announcer, stop)) = daemon::begin::<Request>() else {
         // The launcher has heard nothing and says so.
         return ExitCode::FAILURE;

@@ -16,6 +16,7 @@ use sifon_mount::image::open::{ForPrograms, OnProgress, identify, open_for_progr
 use sifon_mount::reference::Reference;
 use sifon_mount::source::Source;
 use sifon_mount::store::{Settings as StoreSettings, Store};
+use sifon_mount::sys::memory::keep_one_heap;
 use tracing::Level;
 
 use super::mount::with_singularitys_layer;
@@ -54,6 +55,7 @@ pub fn run() -> ExitCode {
 }
 
 fn serve(listener: UnixListener) -> io::Result<()> {
+    keep_one_heap();
     let kind = std::env::var(KIND).unwrap_or_default();
     let group = Group::of_caller(&kind)?;
     let log =

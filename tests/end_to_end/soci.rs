@@ -49,7 +49,7 @@ fn an_image_with_an_index_shows_the_same_files_as_without() {
             let mounted = place.mount_with(&layout.reference(tag), with_v1);
             View::of(mounted.path()).assert_is(&View::expected(&model));
             drop(mounted);
-            assert_eq!(extensions(&place), ["table"]);
+            assert_eq!(extensions(&place), ["marks", "table"]);
         }
     }
 }
@@ -215,7 +215,7 @@ fn an_image_that_was_indexed_once_is_read_lazily_from_then_on() {
     assert!(mounted.read("file-1").unwrap() == text(5000));
     assert!(mounted.read("after-0").unwrap() == noise(3 << 20, 10));
     drop(mounted);
-    assert_eq!(extensions(&place), ["index"]);
+    assert_eq!(extensions(&place), ["index", "marks"]);
 }
 
 #[test]

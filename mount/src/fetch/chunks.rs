@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -13,6 +13,7 @@ use super::activity::{Moved, Request};
 use super::copy::PackedCopy;
 use super::fetcher::{Fetcher, Limits};
 use super::flights::Flights;
+use super::marks::Marks;
 use super::memory::Memory;
 use super::native::{Miss, Native, Restream};
 use super::remote::{Came, Remote};
@@ -23,13 +24,16 @@ use crate::layer::decode::Decoder;
 use crate::layer::decode::fine::{Cut, is_to_cut};
 use crate::layer::table::{Chunk, ChunkIndex, Table, TableError};
 
-/// Plain bytes in memory at most; the kernel's page cache does the rest.
-const MEMORY_BYTES: usize = 128 << 20;
+/// Plain bytes in memory at most, with what is known of them; the kernel's page cache does the rest.
+const MEMORY_BYTES: usize = 56 << 20;
 
 /// Chunks of others' formats that are larger are decoded a few at a time: packed and plain they take megabytes each, and a
 /// machine has few cores to decode them anyway.
 const LARGE_BYTES: usize = 1 << 20;
 const LARGE_AT_ONCE: usize = 4;
+
+/// How long somebody who runs ahead of a reader waits: after that the reader is there.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// One decoder for each thread that reads: zstd's context is dear to make.
@@ -59,6 +63,7 @@ pub struct LayerChunks {
     table: Arc<Table>,
     pub(super) packed: Packed,
     room: Room,
+    marks: Option<Marks>,
 }
 
 pub(super) enum Packed {
@@ -187,7 +192,7 @@ impl ChunkSource for Chunks {
     ) -> Result<Bytes, ReadError> {
         let source = self.layer(layer)?;
         if !source.is_cut(chunk)? {
-            let is_all = *bytes == (0..source.table.chunk(chunk)?.plain_len as usize);
+            let is_all = Some(bytes.end) == source.plain_len(chunk) && bytes.start == 0;
             let plain = match is_all {
                 true => self.passing(source, (layer, chunk), deadline)?,
                 false => self.chunk(layer, chunk, deadline)?,
@@ -207,6 +212,26 @@ impl ChunkSource for Chunks {
         match &parts[..] {
             [only] => Ok(only.clone()),
             parts => Ok(parts.concat().into()),
+        }
+    }
+
+    fn decode_ahead(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) {
+        // While some of the layer is elsewhere the readers themselves are to tell what is fetched ahead of them.
+        if self.layer(layer).is_ok_and(LayerChunks::is_all_here) {
+            self.decode_expected(layer, chunk, bytes);
+        }
+    }
+
+    fn forget(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) {
+        let key = (layer, chunk);
+        let Ok(source) = self.layer(layer) else {
+            return;
+        };
+        if source.is_cut(chunk).unwrap_or(false) {
+            self.memory.forget_pieces(key, bytes);
+        } else if source.plain_len(chunk) == Some(bytes.end) && bytes.start == 0 {
+            // Else there is more in it, which others may want.
+            self.memory.forget(key);
         }
     }
 
@@ -238,21 +263,28 @@ impl ChunkSource for Chunks {
 }
 
 impl Chunks {
-    /// Has these bytes of a chunk in memory, if they can be had.
-    pub fn decode_ahead(&self, key: (u16, ChunkIndex), bytes: &Range<usize>, deadline: Instant) {
-        let Ok(source) = self.layer(key.0) else {
+    /// Has bytes of a chunk in memory that programs are known to ask for, if they are here, and if nobody is about to have them
+    /// anyway.
+    pub fn decode_expected(&self, layer: u16, chunk: ChunkIndex, bytes: &Range<usize>) {
+        let key = (layer, chunk);
+        let Some(source) = self.layer(layer).ok().filter(|it| it.has(chunk)) else {
             return;
         };
-        if !source.is_cut(key.1).unwrap_or(false) {
-            drop(self.chunk(key.0, key.1, deadline));
-            return;
-        }
-        let mut at = bytes.start;
-        while at < bytes.end {
-            match self.piece(source, key, at..bytes.end, deadline) {
-                Ok((from, piece)) if from + piece.len() > at => at = from + piece.len(),
-                _ => return,
+        let deadline = Instant::now() + PATIENCE;
+        if source.is_cut(chunk).unwrap_or(false) {
+            let mut at = bytes.start;
+            while at < bytes.end {
+                match self.piece(source, key, at..bytes.end, deadline) {
+                    Ok((from, piece)) if from + piece.len() > at => at = from + piece.len(),
+                    _ => return,
+                }
             }
+        } else if !self.memory.has(key)
+            && let Some(_leader) = self.flights.lead(key)
+        {
+            let keep = |sibling, plain| self.memory.keep((layer, sibling), plain);
+            // What does not come is of no use now; whoever needs it will say why.
+            drop(source.plain(chunk, deadline, &self.fetcher, keep));
         }
     }
 
@@ -264,18 +296,26 @@ impl Chunks {
         key: (u16, ChunkIndex),
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
-        if let Some(plain) = self.memory.get(key) {
-            return Ok(plain);
-        }
-        if Instant::now() >= deadline {
-            return Err(source.late(&source.table.chunk(key.1)?));
-        }
         let keep_others = |index, plain| {
             if index != key.1 {
                 self.memory.keep((key.0, index), plain);
             }
         };
-        source.plain(key.1, deadline, &self.fetcher, keep_others)
+        loop {
+            if let Some(plain) = self.memory.get(key) {
+                return Ok(plain);
+            }
+            if Instant::now() >= deadline {
+                return Err(source.late(&source.table.chunk(key.1)?));
+            }
+            // Somebody may be decoding it ahead.
+            if let Some(_leader) = self.flights.lead_or_wait(key, deadline) {
+                return match self.memory.get(key) {
+                    Some(plain) => Ok(plain),
+                    None => source.plain(key.1, deadline, &self.fetcher, keep_others),
+                };
+            }
+        }
     }
 
     /// A piece of a chunk that is cut, the one with its plain byte `wanted.start`, and where in the chunk it begins. If need be
@@ -352,6 +392,12 @@ impl Chunks {
 }
 
 impl LayerChunks {
+    /// How many plain bytes a chunk has, if there is such a chunk.
+    fn plain_len(&self, index: ChunkIndex) -> Option<usize> {
+        let chunk = self.table.chunk(index).ok()?;
+        Some(chunk.plain_len as usize)
+    }
+
     /// Whether a chunk is to be cut: it is large, and alone in its member.
     fn is_cut(&self, index: ChunkIndex) -> Result<bool, ReadError> {
         let is_native = matches!(self.packed, Packed::Native(_));
@@ -409,12 +455,26 @@ impl LayerChunks {
             table,
             packed,
             room: Room::with_places(LARGE_AT_ONCE),
+            marks: None,
         }
+    }
+
+    /// The same, with the marks of its chunks.
+    pub fn with_marks(self, marks: Option<Marks>) -> Self {
+        Self { marks, ..self }
     }
 
     /// Its table.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
+    }
+
+    /// Whether all of the layer's packed bytes seem to be on this machine.
+    fn is_all_here(&self) -> bool {
+        match &self.packed {
+            Packed::Native(_) | Packed::Local(_) => true,
+            Packed::Remote(remote) => remote.stored_bytes() >= remote.blob_size(),
+        }
     }
 
     /// Whether the chunk's packed bytes seem to be on this machine.
@@ -451,7 +511,7 @@ impl LayerChunks {
                 Ok(plain)
             }
             Packed::Local(_) | Packed::Remote(_) => {
-                let decode = |packed: &[u8]| siblings.decoded(packed, &keep);
+                let decode = |packed: &[u8]| siblings.decoded(packed, self.marks.as_ref(), &keep);
                 self.decoded(chunk, decode, deadline, fetcher)
             }
         }
@@ -568,10 +628,19 @@ impl<'a> Siblings<'a> {
     }
 
     /// The wanted chunk's bytes, if they are right; all that are go to `keep`.
-    fn decoded(&self, packed: &[u8], keep: impl Fn(ChunkIndex, Bytes)) -> Option<Bytes> {
-        let plains = DECODER.with_borrow_mut(|decoder| match &self.chunks[..] {
-            [alone] => decoder.plain(alone, packed).map(|plain| vec![Some(plain)]),
-            chunks => decoder.siblings(chunks, self.wanted, packed),
+    fn decoded(
+        &self,
+        packed: &[u8],
+        marks: Option<&Marks>,
+        keep: impl Fn(ChunkIndex, Bytes),
+    ) -> Option<Bytes> {
+        let plains = DECODER.with_borrow_mut(|decoder| match (&self.chunks[..], marks) {
+            ([alone], Some(marks)) => {
+                let plain = marks.plain(decoder, ChunkIndex(self.first), alone, packed);
+                plain.map(|plain| vec![Some(plain)])
+            }
+            ([alone], None) => decoder.plain(alone, packed).map(|plain| vec![Some(plain)]),
+            (chunks, _) => decoder.siblings(chunks, self.wanted, packed),
         });
         let plains = plains.ok()?;
         for (index, plain) in (self.first..).zip(&plains) {

@@ -20,6 +20,12 @@ pub(super) struct Leader<'a, K: Eq + Hash + Copy> {
 }
 
 impl<K: Eq + Hash + Copy> Flights<K> {
+    /// `Some` for the one who fetches, if nobody does already.
+    pub fn lead(&self, key: K) -> Option<Leader<'_, K>> {
+        let is_first = self.flying.lock().insert(key);
+        is_first.then_some(Leader { flights: self, key })
+    }
+
     /// `Some` for the one who fetches. The others wait until that is over, or until `deadline`, and get
     /// `None`: they look again, and if time is left, ask again.
     pub fn lead_or_wait(&self, key: K, deadline: Instant) -> Option<Leader<'_, K>> {

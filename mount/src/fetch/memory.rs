@@ -1,6 +1,6 @@
 //! Plain chunks in memory, within a budget, so that one `cp -a` does not flush what programs use.
 
-use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use crate::layer::decode::fine::Cut;
 use crate::layer::table::ChunkIndex;
+use crate::scratch::room_of;
 
 /// A chunk of an image: the layer's place in it, from the bottom, and the chunk's in the layer.
 pub(super) type Key = (u16, ChunkIndex);
@@ -17,29 +18,25 @@ pub(super) type Key = (u16, ChunkIndex);
 type Part = (Key, Option<u32>);
 
 /// What is known of how chunks are cut may take so much.
-const CUTS_BYTES: usize = 24 << 20;
+const CUTS_BYTES: usize = 16 << 20;
 
-const SHARDS: usize = 16;
+/// Chunks that were asked for once take this part of the budget at most, so that the memory of those that nobody asks for again is
+/// used for the next ones while it is in the processor's cache.
+const PROBATION_SHARE: (usize, usize) = (1, 2);
 
-/// Chunks that were asked for twice take this part of the budget at most; the rest are on probation.
-const PROTECTED_SHARE: (usize, usize) = (3, 4);
-
-/// Large chunks are those of others' formats, in so far as they cannot be cut, and pieces of what packs to next to nothing, where
-/// deflate blocks are long. They have half of the budget, less what is known of cuts.
-const SMALL_BYTES: usize = 1 << 20;
+/// Those that come in last stay on probation, however large they are, if the budget has room for them.
+const LAST: usize = 3;
 
 /// A segmented LRU: a chunk comes in on probation, is protected when it is asked for again, and falls back to
-/// probation before it is forgotten. Its locks are held for a look-up only.
+/// probation before it is forgotten. Large chunks and small ones share it: an image has mostly the one or the other. Its locks are
+/// held for a look-up only.
 pub(super) struct Memory {
-    shards: Vec<Mutex<Shard>>,
-    /// For chunks of more than [`SMALL_BYTES`], which are few: a shard of the others would have room for one or two.
-    large: Mutex<Shard>,
+    chunks: Mutex<Segments>,
     /// Chunks that were cut, the one that was used last first, and the memory that these take.
     cuts: Mutex<(LruCache<Key, Arc<Cut>>, usize)>,
-    hasher: RandomState,
 }
 
-struct Shard {
+struct Segments {
     probation: Segment,
     protected: Segment,
     budget: usize,
@@ -50,20 +47,14 @@ struct Segment {
     bytes: usize,
 }
 
+/// What had to go: to be dropped when no lock is held, which takes a while for large ones.
+type Gone = Vec<Bytes>;
+
 impl Memory {
     pub fn with_budget(bytes: usize) -> Self {
-        let shard = |budget| {
-            Mutex::new(Shard {
-                probation: Segment::default(),
-                protected: Segment::default(),
-                budget,
-            })
-        };
         Self {
-            shards: (0..SHARDS).map(|_| shard(bytes / 2 / SHARDS)).collect(),
-            large: shard((bytes / 2).saturating_sub(CUTS_BYTES)),
+            chunks: Mutex::new(Segments::with_budget(bytes.saturating_sub(CUTS_BYTES))),
             cuts: Mutex::new((LruCache::unbounded(), 0)),
-            hasher: RandomState::new(),
         }
     }
 
@@ -112,62 +103,98 @@ impl Memory {
 
     /// Whether it is there; this is no use of it.
     pub fn has(&self, key: Key) -> bool {
-        let part = (key, None);
-        self.shard(part).lock().has(part) || self.large.lock().has(part)
+        self.chunks.lock().has((key, None))
     }
 
     pub fn keep(&self, key: Key, chunk: Bytes) {
         self.keep_part((key, None), chunk);
     }
 
+    /// Nobody will ask for it soon.
+    pub fn forget(&self, key: Key) {
+        let forgotten = self.chunks.lock().forget((key, None));
+        drop(forgotten);
+    }
+
+    /// The same for the pieces of a chunk that end within its plain bytes `bytes`.
+    pub fn forget_pieces(&self, key: Key, bytes: &Range<usize>) {
+        let Some(cut) = self.cut(key) else {
+            return;
+        };
+        for place in 0..cut.count() {
+            if bytes.contains(&(cut.plain_end(place) as usize - 1)) {
+                let forgotten = self.chunks.lock().forget((key, Some(place as u32)));
+                drop(forgotten);
+            }
+        }
+    }
+
     fn get_part(&self, part: Part) -> Option<Bytes> {
-        let small = self.shard(part).lock().get(part);
-        small.or_else(|| self.large.lock().get(part))
+        self.chunks.lock().get(part)
     }
 
     fn keep_part(&self, part: Part, plain: Bytes) {
-        let shard = match plain.len() > SMALL_BYTES {
-            true => &self.large,
-            false => self.shard(part),
-        };
-        shard.lock().keep(part, plain);
-    }
-
-    fn shard(&self, part: Part) -> &Mutex<Shard> {
-        &self.shards[self.hasher.hash_one(part) as usize % SHARDS]
+        let gone = self.chunks.lock().keep(part, plain);
+        drop(gone);
     }
 }
 
-impl Shard {
-    fn has(&self, key: Part) -> bool {
-        self.protected.chunks.contains(&key) || self.probation.chunks.contains(&key)
+impl Segments {
+    fn with_budget(budget: usize) -> Self {
+        Self {
+            probation: Segment::default(),
+            protected: Segment::default(),
+            budget,
+        }
     }
 
-    fn get(&mut self, key: Part) -> Option<Bytes> {
-        if let Some(chunk) = self.protected.chunks.get(&key) {
+    /// Bytes on probation at most.
+    fn probation_limit(&self) -> usize {
+        self.budget * PROBATION_SHARE.0 / PROBATION_SHARE.1
+    }
+
+    fn has(&self, part: Part) -> bool {
+        self.protected.chunks.contains(&part) || self.probation.chunks.contains(&part)
+    }
+
+    fn get(&mut self, part: Part) -> Option<Bytes> {
+        if let Some(chunk) = self.protected.chunks.get(&part) {
             return Some(chunk.clone());
         }
-        let chunk = self.probation.take(key)?;
-        self.protected.put(key, chunk.clone());
-        while self.protected.bytes > self.budget * PROTECTED_SHARE.0 / PROTECTED_SHARE.1 {
-            let Some((key, fallen)) = self.protected.pop() else {
+        let chunk = self.probation.take(part)?;
+        self.protected.put(part, chunk.clone());
+        while self.protected.bytes > self.budget - self.probation_limit() {
+            let Some((part, fallen)) = self.protected.pop() else {
                 break;
             };
-            self.probation.put(key, fallen);
+            self.probation.put(part, fallen);
         }
         Some(chunk)
     }
 
-    fn keep(&mut self, key: Part, chunk: Bytes) {
-        if self.protected.chunks.contains(&key) {
-            return;
+    /// Gives it, if it was there.
+    fn forget(&mut self, part: Part) -> Option<Bytes> {
+        let probation = self.probation.take(part);
+        probation.or_else(|| self.protected.take(part))
+    }
+
+    fn keep(&mut self, part: Part, chunk: Bytes) -> Gone {
+        if self.protected.chunks.contains(&part) {
+            return Gone::new();
         }
-        self.probation.put(key, chunk);
-        while self.probation.bytes + self.protected.bytes > self.budget {
-            if self.probation.pop().is_none() {
-                break;
-            }
+        let mut gone = Gone::new();
+        gone.extend(self.probation.put(part, chunk));
+        let is_over = |segments: &Self| {
+            let held = segments.probation.bytes;
+            held + segments.protected.bytes > segments.budget
+                || (held > segments.probation_limit() && segments.probation.chunks.len() > LAST)
+        };
+        while is_over(self)
+            && let Some((_, chunk)) = self.probation.pop()
+        {
+            gone.push(chunk);
         }
+        gone
     }
 }
 
@@ -181,23 +208,24 @@ impl Default for Segment {
 }
 
 impl Segment {
-    fn put(&mut self, key: Part, chunk: Bytes) {
-        self.bytes += chunk.len();
-        if let Some(old) = self.chunks.put(key, chunk) {
-            self.bytes -= old.len();
-        }
+    /// Gives the one that was there.
+    fn put(&mut self, part: Part, chunk: Bytes) -> Option<Bytes> {
+        self.bytes += room_of(chunk.len());
+        let old = self.chunks.put(part, chunk);
+        self.bytes -= old.as_ref().map_or(0, |old| room_of(old.len()));
+        old
     }
 
-    fn take(&mut self, key: Part) -> Option<Bytes> {
-        let chunk = self.chunks.pop(&key)?;
-        self.bytes -= chunk.len();
+    fn take(&mut self, part: Part) -> Option<Bytes> {
+        let chunk = self.chunks.pop(&part)?;
+        self.bytes -= room_of(chunk.len());
         Some(chunk)
     }
 
     fn pop(&mut self) -> Option<(Part, Bytes)> {
-        let (key, chunk) = self.chunks.pop_lru()?;
-        self.bytes -= chunk.len();
-        Some((key, chunk))
+        let (part, chunk) = self.chunks.pop_lru()?;
+        self.bytes -= room_of(chunk.len());
+        Some((part, chunk))
     }
 }
 
@@ -218,43 +246,40 @@ mod tests {
         ((0, ChunkIndex(chunk)), None)
     }
 
-    fn shard(budget: usize) -> Shard {
-        Shard {
-            probation: Segment::default(),
-            protected: Segment::default(),
-            budget,
-        }
-    }
-
     #[test]
     fn a_scan_does_not_flush_what_was_asked_for_twice() {
-        let mut shard = shard(100);
-        shard.keep(key(0), vec![0; 10].into());
-        assert!(shard.get(key(0)).is_some());
+        let mut segments = Segments::with_budget(100);
+        segments.keep(key(0), vec![0; 10].into());
+        assert!(segments.get(key(0)).is_some());
         for chunk in 1..1000 {
-            shard.keep(key(chunk), vec![0; 10].into());
+            segments.keep(key(chunk), vec![0; 10].into());
         }
-        assert!(shard.get(key(0)).is_some());
-        assert!(shard.get(key(1)).is_none());
+        assert!(segments.get(key(0)).is_some());
+        assert!(segments.get(key(1)).is_none());
     }
 
     #[test]
     fn the_budget_holds_whatever_is_kept_and_asked_for() {
-        let mut shard = shard(100);
+        let mut segments = Segments::with_budget(100);
         for chunk in 0..500 {
-            shard.keep(key(chunk % 37), vec![0; (chunk % 23) as usize].into());
-            shard.get(key(chunk * 7 % 37));
-            assert!(shard.probation.bytes + shard.protected.bytes <= 100);
-            let counted =
-                |segment: &Segment| segment.chunks.iter().map(|(_, it)| it.len()).sum::<usize>();
-            assert_eq!(shard.probation.bytes, counted(&shard.probation));
-            assert_eq!(shard.protected.bytes, counted(&shard.protected));
+            segments.keep(key(chunk % 37), vec![0; (chunk % 23) as usize].into());
+            segments.get(key(chunk * 7 % 37));
+            assert!(segments.probation.bytes + segments.protected.bytes <= 100);
+            let counted = |segment: &Segment| {
+                segment
+                    .chunks
+                    .iter()
+                    .map(|(_, it)| room_of(it.len()))
+                    .sum::<usize>()
+            };
+            assert_eq!(segments.probation.bytes, counted(&segments.probation));
+            assert_eq!(segments.protected.bytes, counted(&segments.protected));
         }
     }
 
     #[test]
-    fn a_chunk_larger_than_a_shard_is_kept() {
-        let memory = Memory::with_budget(128 << 20);
+    fn a_few_large_chunks_are_kept() {
+        let memory = Memory::with_budget(80 << 20);
         for chunk in 0..3 {
             memory.keep(key(chunk).0, vec![0; 12 << 20].into());
         }
@@ -262,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_larger_than_a_shard_is_kept() {
+    fn a_large_piece_is_kept() {
         let plain = vec![0; 6 << 20];
         let mut encoder = GzEncoder::new(Vec::new(), Compression::new(9));
         encoder.write_all(&plain).unwrap();
@@ -278,7 +303,7 @@ mod tests {
         let mut cut = Cut::default();
         let pieces = Decoder::new().cut(&whole, &packed, &mut cut, 1).unwrap();
         assert!(pieces[0].len() > 3 << 20, "{}", pieces[0].len());
-        let memory = Memory::with_budget(96 << 20);
+        let memory = Memory::with_budget(80 << 20);
         memory.keep_cut(key(0).0, Arc::new(cut));
         memory.keep_piece(key(0).0, 0, pieces[0].clone());
         assert!(memory.piece(key(0).0, 3 << 20).is_some());
@@ -286,8 +311,8 @@ mod tests {
 
     #[test]
     fn a_chunk_larger_than_the_budget_is_not_kept() {
-        let mut shard = shard(100);
-        shard.keep(key(0), vec![0; 101].into());
-        assert!(shard.get(key(0)).is_none());
+        let mut segments = Segments::with_budget(100);
+        segments.keep(key(0), vec![0; 101].into());
+        assert!(segments.get(key(0)).is_none());
     }
 }

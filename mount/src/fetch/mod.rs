@@ -9,6 +9,7 @@ mod copy;
 mod download;
 mod fetcher;
 mod flights;
+mod marks;
 mod memory;
 mod native;
 mod pace;
@@ -28,6 +29,7 @@ pub use complete::{Completion, Lacking, Seekable};
 pub use copy::PackedCopy;
 pub use download::{Download, DownloadError};
 pub use fetcher::Limits;
+pub use marks::Marks;
 pub use native::Restream;
 pub use resumed::Resumed;
 pub use room::{Place, Room};
@@ -94,6 +96,13 @@ pub trait ChunkSource: Send + Sync {
     ) -> Result<Option<NativeBytes>, ReadError> {
         Ok(None)
     }
+
+    /// Has bytes `bytes` of a chunk in memory, if they can be had without waiting for the source, and if nobody is about to
+    /// have them anyway.
+    fn decode_ahead(&self, _layer: u16, _chunk: ChunkIndex, _bytes: &Range<usize>) {}
+
+    /// Nobody will ask for bytes `bytes` of a chunk soon.
+    fn forget(&self, _layer: u16, _chunk: ChunkIndex, _bytes: &Range<usize>) {}
 }
 
 /// What of `bytes` is there.

@@ -14,11 +14,10 @@ use super::Image;
 use super::history::found;
 use super::profile::Profile;
 use crate::fetch::Chunks;
-use crate::layer::table::ChunkIndex;
 use crate::tree::NodeId;
 
 /// Plain bytes between the programs and the reader at most: a part of what stays in memory.
-const LEAD_BYTES: u64 = 24 << 20;
+const LEAD_BYTES: u64 = 8 << 20;
 
 /// It reads in steps of so many bytes, between which it looks where the programs are.
 const STEP_BYTES: u64 = 512 << 10;
@@ -149,20 +148,10 @@ fn read_ahead(course: &Course, next: &AtomicUsize, image: &Weak<Image>, chunks: 
         };
         let deadline = Instant::now() + PATIENCE;
         for (layer, chunk, bytes) in image.stretches_of(part.id, &part.bytes) {
-            decode(&chunks, (layer, chunk), &bytes, deadline);
+            if chunks.await_packed((layer, chunk), deadline) {
+                chunks.decode_expected(layer, chunk, &bytes);
+            }
         }
-    }
-}
-
-/// What does not come is of no use now; whoever needs it will say why.
-fn decode(
-    chunks: &Chunks,
-    (layer, chunk): (u16, ChunkIndex),
-    bytes: &Range<usize>,
-    deadline: Instant,
-) {
-    if chunks.await_packed((layer, chunk), deadline) {
-        chunks.decode_ahead((layer, chunk), bytes, deadline);
     }
 }
 
@@ -191,21 +180,17 @@ mod tests {
     #[test]
     fn the_reader_keeps_near_the_programs_and_passes_over_what_they_have_read() {
         let mib = |count: u64| count << 20;
-        let course = course(&[
-            (1, 0..mib(10)),
-            (2, mib(50)..mib(70)),
-            (1, mib(10)..mib(20)),
-        ]);
+        let course = course(&[(1, 0..mib(6)), (2, mib(50)..mib(54)), (1, mib(6)..mib(12))]);
         let (first, last) = (&course.parts[0], &course.parts[2]);
         assert!(course.is_due(first) && !course.is_behind(first));
         assert!(!course.is_due(last));
-        course.read(NodeId(1), &(mib(9)..mib(10)));
+        course.read(NodeId(1), &(mib(5)..mib(6)));
         assert!(course.is_behind(first) && course.is_due(last));
         // What is not on the course, and what was passed, changes nothing.
         course.read(NodeId(3), &(0..mib(9)));
         course.read(NodeId(2), &(0..mib(9)));
         course.read(NodeId(1), &(0..mib(1)));
-        assert_eq!(*course.reached.lock(), mib(10));
+        assert_eq!(*course.reached.lock(), mib(6));
     }
 
     #[test]

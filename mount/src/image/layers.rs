@@ -11,11 +11,11 @@ use super::index::{self, Index, Unusable};
 use super::open::{OnProgress, OpenError, Progress};
 use super::ready::Readiness;
 use crate::digest::Digest;
-use crate::fetch::{LayerChunks, Origin, PackedCopy, Restream, Resumed};
+use crate::fetch::{LayerChunks, Marks, Origin, PackedCopy, Restream, Resumed};
 use crate::layer::estargz;
 use crate::layer::native::{Blueprint, Compressors, ConvertError, Footer, accepted, convert};
 use crate::layer::soci;
-use crate::layer::table::{self, Table, TableWriter};
+use crate::layer::table::{self, ChunkIndex, Table, TableWriter};
 use crate::source::manifest::Descriptor;
 use crate::store::{Draft, Name};
 
@@ -175,7 +175,12 @@ impl Opener<'_> {
             Some(file) => Origin::Native(file, self.restream(layer)?),
             None => self.seekable(layer)?,
         };
-        ready.add(LayerChunks::new(Arc::new(table), origin), is_new);
+        let marks = match origin {
+            Origin::Native(..) => None,
+            Origin::Local(_) | Origin::Remote(..) => self.marks(&table),
+        };
+        let chunks = LayerChunks::new(Arc::new(table), origin);
+        ready.add(chunks.with_marks(marks), is_new);
         Ok(())
     }
 
@@ -252,6 +257,14 @@ impl Opener<'_> {
         };
         let copy = copy.map_err(|source| self.unwritable(source))?;
         Ok(Origin::Remote(blob, copy))
+    }
+
+    /// For what is found right of the layer's chunks, if that saves anything.
+    fn marks(&self, table: &Table) -> Option<Marks> {
+        let first = table.chunk(ChunkIndex(0)).ok()?;
+        let len = Marks::len(table.chunk_count());
+        let file = Marks::help(&first.digest).then(|| self.store.marks(table.key(), len));
+        file.flatten().map(Marks::of)
     }
 
     /// A layer that is streamed once; when the store has no room, into a file that ends with the process.

@@ -20,6 +20,7 @@ mod proof;
 mod read;
 pub mod reads;
 mod ready;
+mod sequence;
 pub mod share;
 pub mod stats;
 
@@ -37,6 +38,7 @@ use course::Course;
 pub use path::{AddError, Added, AdditionKind};
 use proof::Proven;
 use reads::Reads;
+use sequence::Sequences;
 
 /// An opened image. Answers from memory and from mapped files, but for [`Image::read`].
 ///
@@ -53,6 +55,7 @@ pub struct Image {
     programs: OnceLock<Sender<NodeId>>,
     /// What programs are known to read.
     course: OnceLock<Arc<Course>>,
+    sequences: Sequences,
 }
 
 /// Places in a directory from here on count its additions; below, the tree's names.
@@ -65,12 +68,13 @@ impl Image {
         Self {
             tree,
             tables,
-            chunks,
             additions,
             proven: Proven::default(),
             reads: OnceLock::new(),
             programs: OnceLock::new(),
             course: OnceLock::new(),
+            sequences: Sequences::of(&chunks),
+            chunks,
         }
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::Image;
 use super::program;
 use super::reads::Answered;
+use super::sequence::{Ending, InChunk};
 use crate::fetch::ReadError;
 use crate::layer::table::{ChunkIndex, PieceRange, Stretch, Table, stretches};
 use crate::tree::{NodeId, NodeKind};
@@ -29,9 +30,7 @@ impl Image {
         });
         if let Ok(Some(bytes)) = &read {
             let bytes = offset..offset.saturating_add(bytes.len() as u64);
-            if let Some(course) = self.course.get() {
-                course.read(id, &bytes);
-            }
+            self.reading(id, &bytes);
             if let Some(reads) = self.reads.get() {
                 reads.read(id, bytes, Answered::AtOnce);
             }
@@ -65,9 +64,7 @@ impl Image {
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
         let since = Instant::now();
-        if let Some(course) = self.course.get() {
-            course.read(id, &(offset..offset.saturating_add(len.into())));
-        }
+        self.reading(id, &(offset..offset.saturating_add(len.into())));
         let read = self.awaited(id, offset, len, deadline);
         if let (0, Some(programs), Ok(bytes)) = (offset, self.programs.get(), &read)
             && bytes.starts_with(&program::MAGIC)
@@ -83,6 +80,15 @@ impl Image {
             reads.read(id, offset..offset.saturating_add(len), answered);
         }
         read
+    }
+
+    /// Tells those who run ahead of readers.
+    fn reading(&self, id: NodeId, bytes: &Range<u64>) {
+        if let Some(course) = self.course.get() {
+            course.read(id, bytes);
+        }
+        self.sequences
+            .read(id, bytes, |bytes| self.parts_of(id, bytes));
     }
 
     /// The same, for ourselves: nobody counts it as a read.
@@ -109,11 +115,13 @@ impl Image {
     }
 
     /// The same, with the bytes of each chunk that are meant.
-    pub(super) fn stretches_of(
-        &self,
-        id: NodeId,
-        bytes: &Range<u64>,
-    ) -> Vec<(u16, ChunkIndex, Range<usize>)> {
+    pub(super) fn stretches_of(&self, id: NodeId, bytes: &Range<u64>) -> Vec<InChunk> {
+        let parts = self.parts_of(id, bytes).into_iter();
+        parts.map(|(_, part)| part).collect()
+    }
+
+    /// The same, with where each of them ends in the file.
+    fn parts_of(&self, id: NodeId, bytes: &Range<u64>) -> Vec<Ending> {
         let found = || {
             let node = self.node(id).ok()?;
             let NodeKind::Regular { layer, pieces } = node.kind else {
@@ -122,12 +130,14 @@ impl Image {
             let table = self.tables.get(usize::from(layer))?;
             let until = bytes.end.min(node.size);
             let stretches = stretches(table.pieces(pieces).ok()?, bytes.start, until)?;
-            let chunks = stretches.iter().filter_map(|stretch| {
+            let mut end = bytes.start;
+            let parts = stretches.iter().filter_map(|stretch| {
+                end += stretch.len;
                 let (index, from) = stretch.chunk?;
                 let len = usize::try_from(stretch.len).ok()?;
-                Some((layer, index, from..from.checked_add(len)?))
+                Some((end, (layer, index, from..from.checked_add(len)?)))
             });
-            Some(chunks.collect())
+            Some(parts.collect())
         };
         found().unwrap_or_default()
     }

@@ -4,7 +4,10 @@ pub mod fine;
 
 use bytes::Bytes;
 use liblzma::stream::{Action, Status, Stream};
-use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
+use zstd::zstd_safe::{
+    DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, find_frame_compressed_size,
+    get_error_name,
+};
 
 use super::table::{Checkpoint, Chunk, Codec};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
@@ -244,13 +247,16 @@ impl Decoder {
         }
     }
 
-    /// Decodes frames until there are `limit` plain bytes or `packed` is at its end. A frame
-    /// that is complete and fits is decoded at once, without zstd's own window (`ZSTD_decompressStream`,
-    /// "single-pass optimization").
+    /// Decodes frames until there are `limit` plain bytes or `packed` is at its end.
     fn filled(&mut self, limit: usize, packed: &[u8]) -> Result<Vec<u8>, Problem> {
-        let mut input = InBuffer::around(packed);
         // Written to before it is read, so it need not be zeros.
         let mut plain = Scratch::with_room(limit);
+        if self.is_filled_at_once(&mut plain, limit, packed) {
+            plain.truncate(limit);
+            return Ok(plain);
+        }
+        plain.clear();
+        let mut input = InBuffer::around(packed);
         let mut output = OutBuffer::around(&mut plain);
         while output.pos() < limit && input.pos() < packed.len() {
             self.zstd
@@ -259,6 +265,18 @@ impl Decoder {
         }
         plain.truncate(limit);
         Ok(plain)
+    }
+
+    /// Whether the first frame is all that is wanted or all that there is, and has room in `plain`: then `plain` has it. It is decoded
+    /// where it belongs; as a stream, a frame that does not tell its size (Go's encoder makes such) is decoded into a window of some
+    /// megabytes first.
+    fn is_filled_at_once(&mut self, plain: &mut Vec<u8>, limit: usize, packed: &[u8]) -> bool {
+        let frame = find_frame_compressed_size(packed);
+        let frame = frame.ok().and_then(|len| packed.get(..len));
+        frame.is_some_and(|frame| {
+            let decoded = self.zstd.decompress(plain, frame);
+            decoded.is_ok_and(|has| has >= limit || frame.len() == packed.len())
+        })
     }
 
     /// Ready for the next chunk, whatever became of the last one.

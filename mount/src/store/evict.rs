@@ -62,9 +62,10 @@ impl ImageRecord {
             ]
         });
         let tables = self.tables.iter().filter(|key| !self.layers.contains(key));
+        let tables = tables.flat_map(|&key| [Name::Table(key), Name::Marks(key)]);
         documents
             .chain(layers)
-            .chain(tables.copied().map(Name::Table))
+            .chain(tables)
             .chain(
                 [self.tree]
                     .into_iter()

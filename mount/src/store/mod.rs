@@ -5,6 +5,7 @@
 //!          layers/HEX.table     what a layer holds          (sealed; HEX tells by which index, too)
 //!          layers/HEX.index     the same, for its blob      (sealed; made by `sifon index`)
 //!          layers/HEX.native    its chunks, if streamed     (sealed)
+//!          layers/HEX.marks     which of its chunks were found right, if they have slow digests
 //!          packed/HEX           its blob, sparse, if seekable (ranges as they were fetched; checksums behind its end, if nothing else vouches)
 //!                               or while it is streamed
 //!          trees/HEX            merged trees                (sealed)
@@ -79,6 +80,8 @@ pub enum Name {
     Index(Digest),
     /// A streamed layer's chunks.
     Native(Digest),
+    /// Which chunks of a seekable layer were found right, by its table's key.
+    Marks(Digest),
     /// A seekable layer's blob, in so far as it was fetched.
     Packed(Digest),
     /// A merged tree, by [`tree_key`].
@@ -98,6 +101,7 @@ impl Name {
             Self::Table(digest) => ("layers", digest, ".table"),
             Self::Index(digest) => ("layers", digest, ".index"),
             Self::Native(digest) => ("layers", digest, ".native"),
+            Self::Marks(digest) => ("layers", digest, ".marks"),
             Self::Packed(digest) => ("packed", digest, ""),
             Self::Tree(digest) => ("trees", digest, ""),
             Self::Top(digest) => ("trees", digest, ".top"),
@@ -299,6 +303,13 @@ impl Store {
         if self.own.is_writable() {
             let _ = std::fs::remove_file(self.directory().join(Name::Packed(layer).path()));
         }
+    }
+
+    /// A file of `len` bytes for what was found right of the chunks of the table of this key, zeros at first; `None` where somebody could
+    /// write to it whom the user does not trust, or nobody can.
+    pub fn marks(&self, key: Digest, len: u64) -> Option<File> {
+        let own = self.own.is_trusted().then_some(&self.own)?;
+        own.open_packed(Name::Marks(key), len).ok()
     }
 
     /// A new file to write to. Until [`Store::seal`] it has no name that anybody looks for.

@@ -6,12 +6,29 @@
 #[cfg(target_env = "gnu")]
 const LARGE_BYTES: libc::c_int = 2 << 20;
 
+/// So much that is free at the end of the heap stays there: without it the kernel takes back what the next chunk needs.
+#[cfg(target_env = "gnu")]
+const FREE_BYTES: libc::c_int = 4 << 20;
+
 /// Has this process keep no large blocks that it has freed. For one that lives long; other C libraries than glibc do so anyway.
 pub fn keep_no_large_blocks() {
     #[cfg(target_env = "gnu")]
+    set(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+}
+
+/// Has this process put what its threads need into one heap. To be called before there are threads that last. What is decoded by one
+/// thread is dropped by another: with a heap for each, all of them have holes, and together they take twice what is in use.
+pub fn keep_one_heap() {
+    #[cfg(target_env = "gnu")]
     {
-        // SAFETY: it takes two numbers, and any thread may call it at any time.
-        let is_set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES) };
-        debug_assert_eq!(is_set, 1);
+        set(libc::M_ARENA_MAX, 1);
+        set(libc::M_TRIM_THRESHOLD, FREE_BYTES);
     }
+}
+
+#[cfg(target_env = "gnu")]
+fn set(parameter: libc::c_int, value: libc::c_int) {
+    // SAFETY: it takes two numbers, and any thread may call it at any time.
+    let is_set = unsafe { libc::mallopt(parameter, value) };
+    debug_assert_eq!(is_set, 1);
 }

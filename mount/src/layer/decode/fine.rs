@@ -63,6 +63,11 @@ impl Cut {
         self.pieces[place].start.plain_at
     }
 
+    /// Where it ends there.
+    pub fn plain_end(&self, place: usize) -> u32 {
+        self.plain_at(place) + self.pieces[place].plain_len
+    }
+
     /// How many pieces there are.
     pub fn count(&self) -> usize {
         self.pieces.len()
