@@ -273,7 +273,7 @@ fn replace(file: &Path, from: &[u8], to: &[u8]) {
     // Tables and trees end with a checksum, which a stranger can compute as well as we.
     if file.extension().is_none_or(|suffix| suffix != "native") {
         let (content, checksum) = bytes.split_last_chunk_mut::<8>().unwrap();
-        *checksum = xxhash_rust::xxh3::xxh3_64(content).to_le_bytes();
+        *checksum = twox_hash::XxHash3_64::oneshot(content).to_le_bytes();
     }
     fs::write(file, bytes).unwrap();
 }

@@ -447,7 +447,7 @@ impl LayerChunks {
             Origin::Native(file, restream) => Packed::Native(Native::new(file, restream)),
             Origin::Local(blob) => Packed::Local(blob),
             Origin::Remote(blob, copy) => {
-                let remote = Remote::new(blob, copy).with_chunks_in(place_of_chunks(&table));
+                let remote = Remote::new(blob, copy).with_chunks_in(table.packed_extent());
                 Packed::Remote(Arc::new(remote))
             }
         };
@@ -656,21 +656,4 @@ pub(super) fn decoded(chunk: &Chunk<'_>, packed: &[u8]) -> Option<Bytes> {
     DECODER
         .with_borrow_mut(|decoder| decoder.plain(chunk, packed))
         .ok()
-}
-
-/// Where the chunks of a table lie in their blob; as far as possible where that cannot be told.
-fn place_of_chunks(table: &Table) -> Range<u64> {
-    let count = u32::try_from(table.chunk_count()).unwrap_or(u32::MAX);
-    let place = |index| {
-        let chunk = table.chunk(ChunkIndex(index)).ok()?;
-        let at = chunk.packed_at.0;
-        Some(at..at.checked_add(chunk.packed_len.into())?)
-    };
-    let places = || (0..count).map(place);
-    let start = places().try_fold(u64::MAX, |start, place| Some(start.min(place?.start)));
-    let end = places().try_fold(0, |end, place| Some(end.max(place?.end)));
-    match start.zip(end) {
-        Some((start, end)) if start < end => start..end,
-        _ => 0..u64::MAX,
-    }
 }

@@ -3,13 +3,14 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 
 use super::Image;
+use super::course;
 use super::history::{found, profile};
 use super::interpreter;
 use super::profile::Profile;
@@ -75,39 +76,64 @@ pub(super) struct Expected {
     pub directories: Vec<u8>,
 }
 
-/// Begins to fetch ahead. Gives what was read before; if nobody has read the image yet, programs are to be [watched](watch).
+/// What is fetched ahead for an image, from its beginning on.
+pub(super) struct Begun {
+    /// What was read before, once that is known.
+    profile: Receiver<Option<Arc<Profile>>>,
+}
+
+/// Begins to fetch ahead. The profile is read aside: nobody waits for it.
 pub(super) fn begin(
-    store: &Store,
+    store: &Arc<Store>,
     manifest: Digest,
     image: &Arc<Image>,
     chunks: &Arc<Chunks>,
     program: Option<Expected>,
-) -> Option<Arc<Profile>> {
-    let profile = profile(store, manifest).map(Arc::new);
-    let known = profile.clone();
-    let (image, chunks) = (Arc::clone(image), Arc::clone(chunks));
-    started(move || match profile {
-        Some(profile) => replay(&profile, &image, &chunks),
-        None => begin_anew(&image, &chunks, program.as_ref()),
-    });
-    known
-}
-
-/// Has brought, from now on, what goes with a program or library that begins to be read.
-pub(super) fn watch(image: &Arc<Image>, chunks: &Arc<Chunks>) {
-    let (tell, told) = bounded(STARTED_LIMIT);
-    image.tell_of_programs(tell);
-    // They end when nobody has the image open any more, and so does the thread.
-    let (image, chunks) = (Arc::downgrade(image), Arc::downgrade(chunks));
+) -> Begun {
+    let (tell, told) = bounded(1);
+    let (store, image, chunks) = (Arc::clone(store), Arc::clone(image), Arc::clone(chunks));
     started(move || {
-        let mut ahead = Ahead::default();
-        while let Ok(id) = told.recv() {
-            let Some((image, chunks)) = image.upgrade().zip(chunks.upgrade()) else {
-                return;
-            };
-            ahead.look_at(id, &image, &chunks);
+        let profile = profile(&store, manifest).map(Arc::new);
+        let _ = tell.send(profile.clone());
+        match profile {
+            Some(profile) => replay(&profile, &image, &chunks),
+            None => begin_anew(&image, &chunks, program.as_ref()),
         }
     });
+    Begun { profile: told }
+}
+
+impl Begun {
+    /// Goes on for programs that read `image`, perhaps the same with a layer more: on the course that is known, or else with a look at
+    /// what begins to be read from now on.
+    pub fn go_on(self, image: &Arc<Image>, chunks: &Arc<Chunks>) {
+        let (tell, programs) = bounded(STARTED_LIMIT);
+        image.tell_of_programs(tell);
+        let (image, chunks) = (Arc::clone(image), Arc::clone(chunks));
+        started(move || match self.profile.recv().ok().flatten() {
+            Some(profile) => {
+                drop(programs);
+                course::accompany(&profile, &image, &chunks);
+            }
+            None => {
+                // They end when nobody has the image open any more, and so does the thread.
+                let open = (Arc::downgrade(&image), Arc::downgrade(&chunks));
+                drop((image, chunks));
+                watch(&programs, &open);
+            }
+        });
+    }
+}
+
+/// Has brought what goes with each of the `programs` and libraries, as they begin to be read.
+fn watch(programs: &Receiver<NodeId>, (image, chunks): &(Weak<Image>, Weak<Chunks>)) {
+    let mut ahead = Ahead::default();
+    while let Ok(id) = programs.recv() {
+        let Some((image, chunks)) = image.upgrade().zip(chunks.upgrade()) else {
+            return;
+        };
+        ahead.look_at(id, &image, &chunks);
+    }
 }
 
 fn started(work: impl FnOnce() + Send + 'static) {

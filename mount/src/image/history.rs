@@ -59,12 +59,10 @@ struct Shared {
     kept: Mutex<Kept>,
 }
 
-#[derive(Default)]
 struct Kept {
     /// As many pieces were read when records were kept last.
     pieces: usize,
     is_first: bool,
-    earlier: Option<Stats>,
 }
 
 impl History {
@@ -88,7 +86,6 @@ impl History {
             kept: Mutex::new(Kept {
                 pieces: 0,
                 is_first: true,
-                earlier: stored(store, manifest),
             }),
         });
         let (going_on, is_over) = bounded(0);
@@ -178,7 +175,7 @@ impl Shared {
             if !is_last {
                 return Ok(());
             }
-            let mut stats = self.stats_since(kept.earlier.as_ref());
+            let mut stats = self.stats();
             stats.shorten();
             let bytes = serde_json::to_vec(&stats)?;
             self.store
@@ -223,13 +220,11 @@ impl Shared {
         parts.collect()
     }
 
+    /// What was recorded before is looked up now, not when the mount begins: that would keep whoever waits for it.
     fn stats(&self) -> Stats {
-        let kept = self.kept.lock();
-        self.stats_since(kept.earlier.as_ref())
-    }
-
-    fn stats_since(&self, earlier: Option<&Stats>) -> Stats {
-        let profile = profile(&self.store, self.subject.manifest);
+        let manifest = self.subject.manifest;
+        let earlier = stored(&self.store, manifest);
+        let profile = profile(&self.store, manifest);
         let ever = profile.map(|profile| profile.parts).unwrap_or_default();
         Stats::of(
             self.subject.clone(),
@@ -237,7 +232,7 @@ impl Shared {
             &self.image,
             &self.chunks,
             &self.reads,
-            (earlier, &ever),
+            (earlier.as_ref(), &ever),
         )
     }
 

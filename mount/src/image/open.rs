@@ -7,11 +7,11 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use super::Image;
 use super::ahead::{self, Expected};
 use super::documents::Opener;
 use super::layers::{DiffId, Layer};
 use super::ready::{Layers, Merged, Readiness};
-use super::{Image, course};
 use crate::blob::{Blob, BlobError, MemoryBlob};
 use crate::digest::Digest;
 use crate::fetch::{ChunkSource, Chunks, LayerChunks, Limits};
@@ -324,10 +324,8 @@ fn opened(
         },
     };
     let image = readable(tree, &chunks);
-    match begun.unwrap_or_else(|| begin_ahead(&image, &chunks)) {
-        Some(Some(profile)) => course::accompany(&profile, &image, &chunks),
-        Some(None) => ahead::watch(&image, &chunks),
-        None => {}
+    if let Some(begun) = begun.unwrap_or_else(|| begin_ahead(&image, &chunks)) {
+        begun.go_on(&image, &chunks);
     }
     let tables = image.tables();
     let record = ImageRecord {

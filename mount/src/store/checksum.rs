@@ -4,9 +4,10 @@
 //! ones. XXH3 notices what disks and memory do; who may write on purpose is decided by the directory's owners. It
 //! reads the whole file once, at opening.
 
+use std::hash::Hasher as _;
 use std::io::{self, Write};
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use twox_hash::XxHash3_64;
 
 use super::draft::Draft;
 use crate::sys::Sealed;
@@ -16,18 +17,18 @@ const CHECKSUM_BYTES: usize = 8;
 /// Writes to a draft what is to be checked when it is read.
 pub struct CheckedDraft {
     draft: Draft,
-    checksum: Box<Xxh3>,
+    checksum: XxHash3_64,
 }
 
 impl CheckedDraft {
     pub(super) fn new(draft: Draft) -> Self {
-        let checksum = Box::new(Xxh3::new());
+        let checksum = XxHash3_64::new();
         Self { draft, checksum }
     }
 
     /// Adds the checksum of all that was written.
     pub(super) fn finish(mut self) -> io::Result<Draft> {
-        let checksum = self.checksum.digest().to_le_bytes();
+        let checksum = self.checksum.finish().to_le_bytes();
         self.draft.write_all(&checksum)?;
         Ok(self.draft)
     }
@@ -36,7 +37,7 @@ impl CheckedDraft {
 impl Write for CheckedDraft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let len = self.draft.write(bytes)?;
-        self.checksum.update(&bytes[..len]);
+        self.checksum.write(&bytes[..len]);
         Ok(len)
     }
 
@@ -48,6 +49,6 @@ impl Write for CheckedDraft {
 /// What was written, if that is still what is there.
 pub(super) fn checked(sealed: Sealed) -> Option<Sealed> {
     let (content, checksum) = sealed.split_last_chunk::<CHECKSUM_BYTES>()?;
-    let is_right = xxh3_64(content) == u64::from_le_bytes(*checksum);
+    let is_right = XxHash3_64::oneshot(content) == u64::from_le_bytes(*checksum);
     is_right.then(|| sealed.without_last(CHECKSUM_BYTES))
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::ops::Deref;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 /// The bytes of a sealed file: mapped, or read into memory where another machine could cut the file short.
 pub struct Sealed {
@@ -21,12 +21,13 @@ enum Bytes {
 impl Sealed {
     /// Maps `file`, which [`crate::store`] sealed: written under a temporary name, renamed when it was
     /// complete, mode 0444, never opened for writing again. On a network file system use
-    /// [`Sealed::read`], because there a truncation by another machine would raise SIGBUS here.
+    /// [`Sealed::read`], because there a truncation by another machine would raise SIGBUS here. All of it is made present at
+    /// once, since its checksum is looked at first: page by page that takes several times as long.
     pub fn map(file: &File) -> io::Result<Self> {
         // SAFETY: mapped bytes must not change, nor the file shrink (reads would raise SIGBUS). The
         // caller hands in a sealed file: nothing of ours opens it for writing, and its directory
         // belongs to the user or to one that the user trusts (the store checks that on opening).
-        let mapped = unsafe { Mmap::map(file) }?;
+        let mapped = unsafe { MmapOptions::new().populate().map(file) }?;
         let len = mapped.len();
         Ok(Self {
             bytes: Bytes::Mapped(mapped),

@@ -2,8 +2,6 @@
 
 use std::io;
 
-use zstd::bulk::Compressor;
-
 use super::flatbuffer::{self, Tables};
 use crate::digest::{ChunkDigest, Digest};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
@@ -113,9 +111,6 @@ pub fn table(
     .add_all(files)
 }
 
-/// How windows are compressed for the table: quickly, because a large image has a thousand of them.
-const WINDOW_LEVEL: i32 = 1;
-
 /// Where the plain bytes of each chunk begin.
 type Spans = Vec<u64>;
 
@@ -152,7 +147,6 @@ fn spans(
         return Err(malformed("not as many checkpoints as spans"));
     }
     let mut spans = Spans::with_capacity(checkpoints.len());
-    let mut compressor = Compressor::new(WINDOW_LEVEL)?;
     for (index, (checkpoint, digest)) in checkpoints.iter().zip(digests.strings()).enumerate() {
         let next = checkpoints.get(index + 1);
         let end = next.map_or((blob_size, plain_size), |next| {
@@ -165,7 +159,7 @@ fn spans(
         let digest = digest.and_then(|digest| str::from_utf8(digest).ok()?.parse::<Digest>().ok());
         let digest = digest.ok_or_else(|| wrong("its digest is none"))?;
         let chunk = chunk(checkpoint, end, digest).map_err(wrong)?;
-        let window = packed_window(checkpoint, &mut compressor)?;
+        let window = packed_window(checkpoint);
         let codec = codec.unwrap_or(Codec::Deflate(Checkpoint {
             bits: checkpoint.bits,
             window: &window,
@@ -203,16 +197,36 @@ fn chunk(
     })
 }
 
-/// The window as a table keeps it.
-fn packed_window(
-    checkpoint: &RawCheckpoint<'_>,
-    compressor: &mut Compressor<'_>,
-) -> io::Result<Vec<u8>> {
+/// The window as a table keeps it: not compressed, because a large image has a thousand of them, and who mounts it for the first
+/// time would wait longer for that than for all else that its tables take.
+fn packed_window(checkpoint: &RawCheckpoint<'_>) -> Vec<u8> {
     let reach = checkpoint.plain_at.min(WINDOW_BYTES as u64) as usize;
     match checkpoint.window.len().checked_sub(reach) {
-        Some(unused) if reach > 0 => compressor.compress(&checkpoint.window[unused..]),
-        _ => Ok(Vec::new()),
+        Some(unused) if reach > 0 => stored(&checkpoint.window[unused..]),
+        _ => Vec::new(),
     }
+}
+
+/// A zstd frame with a window's bytes as they are (RFC 8878, 3.1.1): a single segment whose length is told, in one block.
+fn stored(window: &[u8]) -> Vec<u8> {
+    const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+    const SINGLE_SEGMENT: u8 = 1 << 5;
+    const LENGTH_IN_TWO_BYTES: u8 = 1 << 6;
+    const LAST_BLOCK: u32 = 1;
+    let mut frame = Vec::with_capacity(window.len() + 10);
+    frame.extend(MAGIC);
+    match window.len().checked_sub(256) {
+        // Two bytes count from there.
+        Some(above) => {
+            frame.push(SINGLE_SEGMENT | LENGTH_IN_TWO_BYTES);
+            frame.extend((above as u16).to_le_bytes());
+        }
+        None => frame.extend([SINGLE_SEGMENT, window.len() as u8]),
+    }
+    let block = (window.len() as u32) << 3 | LAST_BLOCK;
+    frame.extend(&block.to_le_bytes()[..3]);
+    frame.extend(window);
+    frame
 }
 
 /// `gzip_zinfo.c`, `blob_to_zinfo`. In the first version of the format the first checkpoint, after a header of ten bytes, is
@@ -464,4 +478,20 @@ fn xattrs(file: &flatbuffer::Table<'_>) -> Result<Attributes, Stop> {
     // Go's maps have no order; as records of a tar come, most writers sort them.
     xattrs.sort();
     Ok(xattrs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_kept_as_it_is_in_a_frame_that_any_decoder_reads() {
+        for len in [1, 255, 256, 257, WINDOW_BYTES] {
+            let window: Vec<u8> = (0..len).map(|at| (at * at / 7) as u8).collect();
+            let frame = stored(&window);
+            assert!(frame.len() <= len + 10 && frame.ends_with(&window));
+            let plain = zstd::bulk::decompress(&frame, WINDOW_BYTES).unwrap();
+            assert!(plain == window, "{len}");
+        }
+    }
 }

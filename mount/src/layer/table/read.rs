@@ -302,6 +302,25 @@ impl Table {
         })
     }
 
+    /// Where the chunks lie in their blob; anywhere, where that cannot be told.
+    pub fn packed_extent(&self) -> Range<u64> {
+        let chunks = &self.parts.chunks;
+        let records = chunks.range(&self.bytes, 0, chunks.count());
+        let extent = records.and_then(|records| {
+            records
+                .iter()
+                .try_fold((u64::MAX, 0), |(first, last), record| {
+                    let (at, len) = (record.packed_at.get(), record.packed_len.get());
+                    let end = at.checked_add(len.into())?;
+                    Some((at.min(first), end.max(last)))
+                })
+        });
+        match extent {
+            Some((first, last)) if first < last => first..last,
+            _ => 0..u64::MAX,
+        }
+    }
+
     /// The chunks that share their frame or member with the one at `index`, itself among them: one decoding gives them all.
     pub fn siblings(&self, index: ChunkIndex) -> Range<u32> {
         let alone = index.0..index.0.saturating_add(1);

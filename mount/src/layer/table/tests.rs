@@ -84,6 +84,32 @@ fn a_table_reads_back_as_written() {
 }
 
 #[test]
+fn chunks_lie_between_the_first_and_the_last_byte_of_any() {
+    let extent = |places: &[(u64, u32)]| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = TableWriter::in_directory(directory.path());
+        for &(at, packed_len) in places {
+            let chunk = Chunk {
+                packed_at: PackedOffset(at),
+                packed_len,
+                skip: 0,
+                plain_len: 5,
+                codec: Codec::Zstd,
+                digest: ChunkDigest::Unknown,
+            };
+            writer.chunk(&chunk).unwrap();
+        }
+        let mut bytes = Vec::new();
+        writer.finish(Digest::of(b"layer"), &mut bytes).unwrap();
+        from_reader(&bytes[..]).unwrap().packed_extent()
+    };
+    let anywhere = 0..u64::MAX;
+    assert_eq!(extent(&[(50, 10), (7, 3), (20, 100)]), 7..120);
+    assert_eq!(extent(&[]), anywhere);
+    assert_eq!(extent(&[(7, 3), (u64::MAX, 1)]), anywhere);
+}
+
+#[test]
 fn an_excess_is_told_from_a_disk_that_failed() {
     let directory = tempfile::tempdir().unwrap();
     let mut writer = TableWriter::in_directory(directory.path());
