@@ -1,6 +1,7 @@
 //! Registries that see what they are asked: one before a real one, one that serves a layout.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -88,13 +89,24 @@ pub fn requests_since(server: &Faulty, before: usize) -> Vec<String> {
 
 /// Bytes of the blob `digest`, which has `size` of them, that were asked for since `before` requests.
 pub fn bytes_asked(server: &Faulty, before: usize, digest: &str, size: usize) -> usize {
+    let ranges = ranges_asked(server, before, digest, size);
+    ranges.iter().map(|range| range.len()).sum()
+}
+
+/// The same as ranges, each for a request.
+pub fn ranges_asked(
+    server: &Faulty,
+    before: usize,
+    digest: &str,
+    size: usize,
+) -> Vec<Range<usize>> {
     let seen = server.seen();
     let of_blob = seen[before..].iter().filter(|request| {
         request.method() == "GET" && request.second().ends_with(&format!("/blobs/{digest}"))
     });
-    let bytes = of_blob.map(|request| match request.range() {
-        Some((first, last)) => last + 1 - first,
-        None => size,
+    let ranges = of_blob.map(|request| match request.range() {
+        Some((first, last)) => first..last + 1,
+        None => 0..size,
     });
-    bytes.sum()
+    ranges.collect()
 }

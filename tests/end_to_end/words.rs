@@ -182,7 +182,7 @@ fn shells_complete_the_command_line_and_every_command_has_a_manual_page() {
     let said = String::from_utf8_lossy(&completed.stdout);
     assert_eq!(
         said,
-        "exec\n--writable-tmpfs\n",
+        "exec\n--writable --writable-tmpfs\n",
         "{}",
         complaint(&completed)
     );
