@@ -91,10 +91,7 @@ impl Create {
         let made = filled(&file, 0..bytes, self.sparse)
             .map_err(Error::from)
             .and_then(|()| {
-                let place = Ext {
-                    file: self.file.clone(),
-                    at: 0,
-                };
+                let place = Ext::new(self.file.clone(), 0)?;
                 self.lay_out(&place, bytes)
             });
         if made.is_err() {
@@ -145,7 +142,7 @@ impl Create {
             append(copy, &sif, &object, now, |at| {
                 filled(copy, at..at + bytes, self.sparse)?;
                 let file = format!("/proc/{}/fd/{}", std::process::id(), copy.as_raw_fd()).into();
-                self.lay_out(&Ext { file, at }, bytes)?;
+                self.lay_out(&Ext::new(file, at)?, bytes)?;
                 Ok(bytes)
             })
         })

@@ -30,13 +30,27 @@ const HINT: &str = "install e2fsprogs, which has mke2fs and debugfs, or make the
 /// Where such a file system is.
 #[derive(Clone, Debug)]
 pub struct Ext {
-    /// The file that it is in.
-    pub file: PathBuf,
-    /// Where in that it begins.
-    pub at: u64,
+    file: PathBuf,
+    at: u64,
 }
 
 impl Ext {
+    /// The one that begins at the byte `at` of `file`. Programs of e2fsprogs take what follows a question mark in a name for options,
+    /// and would open another file.
+    pub fn new(file: PathBuf, at: u64) -> Result<Self, Error> {
+        if file.as_os_str().as_bytes().contains(&b'?') {
+            let problem =
+                "a name or directory has a question mark in it, which e2fsprogs does not take";
+            return Err(Error::Refused(format!("{}: {problem}", file.display())));
+        }
+        Ok(Self { file, at })
+    }
+
+    /// The file that it is in.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// How fuse2fs and mke2fs are told where it begins: an option more. Old ones do not know it.
     pub(super) fn option(&self) -> String {
         match self.at {

@@ -222,7 +222,7 @@ fn pass_rights_on() -> io::Result<()> {
 
 fn fuse2fs(from: &Ext, target: &Path, is_read_only: bool) -> Result<(), Error> {
     mounted_by("fuse2fs", |command| {
-        command.arg(&from.file).arg(target);
+        command.arg(from.file()).arg(target);
         // Others are those in this user namespace; who may do what there, overlays and the kernel see to.
         let access = if is_read_only { "ro" } else { "rw" };
         command

@@ -222,6 +222,7 @@ fn files_for_overlays_are_made_as_apptainer_makes_them() {
             (&["a.img"], "is there already"),
             (&["--create-dir", "../x", "b.img"], "leads out of the image"),
             (&["nonesuch/b.img"], "nonesuch/b.img"),
+            (&["b?.img"], "question mark"),
         ] {
             let (status, said) = create(words);
             assert_eq!(status, Some(255), "{said}");

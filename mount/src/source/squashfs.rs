@@ -300,8 +300,6 @@ struct LocalFile {
     part: Part,
     /// The end of the file system, as far as that is known without a look at it.
     end: u64,
-    /// Whether programs write to another part of the file: its times tell nothing of this one.
-    is_shared: bool,
     stamp: Stamp,
     /// When the file was written to last, of the times at which it was found to be the same.
     modified: Mutex<Time>,
@@ -316,7 +314,7 @@ type Time = (i64, i64);
 struct Stamp {
     inode: u64,
     size: u64,
-    /// Unless that tells nothing.
+    /// Unless programs write to another part of the file, so that it tells nothing of this one.
     modified: Option<Time>,
 }
 
@@ -368,7 +366,6 @@ impl LocalFile {
             digest: identity(stamp, &part, end)?,
             part,
             end,
-            is_shared,
             stamp,
             modified: Mutex::new(modified(&metadata)),
         })
@@ -385,7 +382,8 @@ impl LocalFile {
     fn unchanged(&self) -> Result<(), BlobError> {
         let metadata = self.part.file.metadata();
         let now = metadata.map_err(|err| self.wrong(format!("cannot be read: {err}")))?;
-        match Stamp::of(&now, self.is_shared) == self.stamp && self.is_the_same(modified(&now)) {
+        let stamp = Stamp::of(&now, self.stamp.modified.is_none());
+        match stamp == self.stamp && self.is_the_same(modified(&now)) {
             true => Ok(()),
             false => Err(self.wrong("the file was changed while it was in use: mount it again")),
         }

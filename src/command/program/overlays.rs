@@ -97,7 +97,7 @@ fn in_sif(file: &Path) -> Result<Option<Ext>, Error> {
         return Ok(None);
     };
     let file = std::path::absolute(file)?;
-    Ok(Some(Ext { file, at }))
+    Ok(Some(Ext::new(file, at)?))
 }
 
 /// `PATH[:ro]` of `--overlay`; a directory with those in it that Singularity makes.
@@ -117,7 +117,7 @@ fn overlay(
     if kind.is_file() {
         let (place, is_read_only) = match is_ext(&path).map_err(|err| failed(&err))? {
             true => {
-                let place = Ext { file: path, at: 0 };
+                let place = Ext::new(path, 0)?;
                 if !is_read_only {
                     ext::give_directories(&place, inside)?;
                 }
