@@ -137,8 +137,13 @@ fn a_terminal_is_the_programs_and_none_is_needed() {
         // The terminal's process group in front is the program's, or reading would stop it; interrupts go there. The
         // trap stands before the program says that it is there: what is typed after must find it.
         let inside = "trap \"echo interrupted; exit 9\" INT; test -t 0 && test -t 1 && test -t 2 && echo terminal; read line; echo never";
+        // script(1) starts whatever shell the caller's SHELL names, and one that stayed would be interrupted as well.
         let mut command = machine.program("script");
-        command.args(["-qec", &format!("{exec} sh -c '{inside}'"), "/dev/null"]);
+        command.args([
+            "-qec",
+            &format!("exec {exec} sh -c '{inside}'"),
+            "/dev/null",
+        ]);
         let (mut child, said) = started(&mut command);
         assert_eq!(said, "terminal");
         child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
