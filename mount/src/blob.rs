@@ -66,6 +66,9 @@ pub trait Blob: Send + Sync {
     /// The same of the bytes of `range`, which is within the blob.
     fn stream_of(&self, range: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError>;
 
+    /// These bytes will be read soon: what lies on a disk is to be in memory then. Waits for nothing, and promises nothing.
+    fn announce(&self, _range: &Range<u64>) {}
+
     /// What it sent last was wrong: if there is another place that has it, that is asked next.
     fn doubt(&self) {}
 

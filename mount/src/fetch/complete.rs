@@ -140,7 +140,7 @@ impl Chunks {
                     remote.fetch_ahead(range.start..until, why, &self.fetcher);
                 }
                 Packed::Native(native) => native.announce(&range),
-                Packed::Local(_) => {}
+                Packed::Local(blob) => blob.announce(&range),
             }
         }
     }

@@ -15,6 +15,7 @@ use super::spare::Spare;
 use crate::blob::Blob;
 use crate::scratch::Scratch;
 use crate::store::Store;
+use crate::sys::disk::begin_reading;
 
 /// So many bytes of zeros are taken for a hole: nearly no packed bytes look like that, and those that do are only
 /// fetched again.
@@ -192,6 +193,11 @@ impl PackedCopy {
         let start = block * BLOCK_BYTES;
         let len = self.size.saturating_sub(start).min(BLOCK_BYTES) as usize;
         self.unsealed(start, len, &Spare::default()).is_some()
+    }
+
+    /// What is here of these bytes will be read soon.
+    pub(super) fn announce(&self, bytes: &Range<u64>) {
+        begin_reading(&self.file, bytes);
     }
 
     /// Whether something seems to be here from `at` on. What is written begins at such a place and reaches to the end of its block,

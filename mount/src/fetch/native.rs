@@ -15,6 +15,7 @@ use super::{NativeBytes, WholeChunk};
 use crate::digest::ChunkDigest;
 use crate::layer::native::{Footer, is_frame};
 use crate::layer::table::{Chunk, Codec};
+use crate::sys::disk::begin_reading;
 
 /// Streams the layer once more and gives its new file; takes as long as that takes.
 pub type Restream = Box<dyn Fn() -> Result<File, Box<dyn std::error::Error>> + Send + Sync>;
@@ -135,12 +136,10 @@ impl Native {
         read(&file, chunk).ok_or(Miss::Corrupt)
     }
 
-    /// Has the kernel read these bytes of the file soon.
+    /// These bytes of the file will be read soon.
     pub fn announce(&self, bytes: &Range<u64>) {
         let file = Arc::clone(&self.state.lock().file);
-        let len = std::num::NonZeroU64::new(bytes.end - bytes.start);
-        // Advice: without it they are read later.
-        let _ = rustix::fs::fadvise(&*file, bytes.start, len, rustix::fs::Advice::WillNeed);
+        begin_reading(&file, bytes);
     }
 
     /// The file that follows the one of `generation`. One thread streams it, whoever asks, and goes on when those who ask

@@ -261,6 +261,8 @@ impl Remote {
         why: Why,
         fetcher: &Fetcher,
     ) -> Vec<Arc<Outcome>> {
+        // Also so that the look at its blocks waits for the disk once, not at each of them.
+        self.copy.announce(&bytes);
         let blocks = blocks_of(&bytes);
         self.look(&blocks);
         let patience = Patience::While(fetcher.shared().limits.timeout);

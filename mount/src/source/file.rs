@@ -19,6 +19,7 @@ use crate::digest::Digest;
 use crate::extent::PackedOffset;
 use crate::registry::{MANIFEST_BYTES_LIMIT, Settings, engine_image};
 use crate::scratch::Scratch;
+use crate::sys::disk::begin_reading;
 
 /// Files under names, such as `blobs/sha256/…`.
 pub(super) enum Place {
@@ -184,6 +185,12 @@ impl Part {
         Ok(bytes.into())
     }
 
+    /// These bytes will be read soon.
+    pub(super) fn announce(&self, range: &Range<u64>) {
+        let within = |at: u64| at.min(self.len).saturating_add(self.at);
+        begin_reading(&self.file, &(within(range.start)..within(range.end)));
+    }
+
     /// Reads the bytes of `range`, as far as they are within the part.
     pub(super) fn reader(&self, range: Range<u64>) -> PartReader {
         PartReader {
@@ -291,6 +298,12 @@ impl<F: Fn() -> io::Result<Part> + Send + Sync> Blob for FileBlob<F> {
 
     fn stream_of(&self, range: Range<u64>) -> Result<Box<dyn Read + Send>, BlobError> {
         Ok(Box::new(self.part()?.reader(range)))
+    }
+
+    fn announce(&self, range: &Range<u64>) {
+        if let Ok(part) = self.part() {
+            part.announce(range);
+        }
     }
 
     fn is_remote(&self) -> bool {

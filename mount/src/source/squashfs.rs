@@ -429,6 +429,10 @@ impl Blob for LocalFile {
         Ok(Box::new(self.part.reader(range)))
     }
 
+    fn announce(&self, range: &Range<u64>) {
+        self.part.announce(range);
+    }
+
     fn is_remote(&self) -> bool {
         false
     }

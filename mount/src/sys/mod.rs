@@ -4,6 +4,7 @@
 pub mod account;
 pub mod answer;
 pub mod descriptor;
+pub mod disk;
 pub mod inflate;
 pub mod memory;
 pub mod mount;
@@ -12,6 +13,5 @@ pub mod namespace;
 pub mod process;
 mod sealed;
 pub mod signal;
-pub mod writeback;
 
 pub use sealed::Sealed;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use sifon_mount::sys::writeback::begin_writing;
+use sifon_mount::sys::disk::begin_writing;
 
 /// Bytes that are gathered before they go to the file.
 const BUFFER_BYTES: usize = 1 << 20;

@@ -11,7 +11,7 @@ use super::compress::{Compressor, Compressors, Job, Packed, Streaming};
 use super::cut::ChunkSink;
 use crate::extent::PackedOffset;
 use crate::layer::table::{Chunk, ChunkIndex, TableWriter};
-use crate::sys::writeback::begin_writing;
+use crate::sys::disk::begin_writing;
 
 /// Chunks smaller than this are gathered before they are written; larger ones, which are most of the bytes, pass uncopied.
 const GATHERED_BYTES: usize = 16 << 10;
