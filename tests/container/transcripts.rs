@@ -208,3 +208,15 @@ fn overlays_in_files_and_in_sifs_are_as_in_the_suite_of_the_original() {
         );
     }
 }
+
+#[test]
+fn directories_in_the_place_of_images_are_as_in_the_suite_of_the_original() {
+    let Some(image) = busybox() else { return };
+    let Some(place) = Place::new(vec![("busybox", image)]) else {
+        return;
+    };
+    place.file("x.txt", "one\ntwo  words\n");
+    for program in [Program::Ours, Program::Apptainer] {
+        place.holds("directories.txt", program, Form::Sif);
+    }
+}
