@@ -531,6 +531,27 @@ mod tests {
     }
 
     #[test]
+    fn where_no_name_is_added_only_what_was_asked_for_and_devices_are_demanded() {
+        let options = Options {
+            binds: vec![bind("/data", "/of/user")],
+            scratch: vec!["/own".into()],
+            is_contained: true,
+            adds_no_names: true,
+            ..Options::default()
+        };
+        let plan = planned(&options, "/home/ada", None);
+        let demanded = plan.binds.iter().filter(|bind| bind.is_required);
+        let demanded: Vec<_> = demanded.map(|bind| bind.target.to_str().unwrap()).collect();
+        assert_eq!(demanded, ["/dev", "/own", "/of/user"]);
+        let home = targets(&plan)
+            .into_iter()
+            .position(|path| path == "/home/ada");
+        let above = &plan.binds[home.unwrap() - 1];
+        assert_eq!(above.target, Path::new("/home"));
+        assert_eq!(above.source, Source::Memory(0o755));
+    }
+
+    #[test]
     fn the_current_directory_is_bound_only_where_nothing_else_shows_it() {
         for (directory, is_bound) in [
             ("/scratch/x", true),

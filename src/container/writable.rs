@@ -60,8 +60,7 @@ impl Writable {
 /// What writes where the kernel does not. It marks what is removed by files `.wh.NAME`, which the kernel shows as files.
 const FUSE_OVERLAYFS: &str = "fuse-overlayfs";
 
-/// Puts what `writable` says over `image`, below the host's `place`, a directory that is hidden by that in this process's own mount
-/// namespace. Gives the new root directory.
+/// Puts what `writable` says over `image`, in this process's own mount namespace. Gives the new root directory.
 pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> {
     let stage = stage(image)?;
     laid_over(vec![path_of(image).into()], writable, &stage, None)
