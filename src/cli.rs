@@ -37,6 +37,7 @@ const USAGE: u8 = 1;
 ///   docker://ghcr.io/owner/name@sha256:…     from another registry, by digest
 ///   oci:DIR[:TAG]  oci-archive:FILE  docker-archive:FILE  docker-daemon:NAME
 ///   x.sif  oras://ghcr.io/owner/name:tag  https://example.org/x.sif
+///   DIR                                      a root file system, for programs only
 #[derive(Debug, Parser)]
 #[command(name = "sifon", version, verbatim_doc_comment)]
 struct Cli {

@@ -92,26 +92,46 @@ impl Context {
 
 /// The image that a user means; its path, if it has one, no longer depends on the current directory.
 pub fn parsed(text: &OsStr) -> Result<Reference, Error> {
+    match image_or_directory(text)? {
+        Reference::Directory(path) => {
+            let path = path.display();
+            Err(format!(
+                "{path}: it is a directory already: `sifon exec {path} PROGRAM` runs programs in it as it is, `sifon build FILE.sif \
+                 {path}` packs it"
+            )
+            .into())
+        }
+        image => Ok(image),
+    }
+}
+
+/// The same for those who run programs: a directory will do, too.
+pub fn image_or_directory(text: &OsStr) -> Result<Reference, Error> {
     let is_file = || fs::metadata(text).is_ok_and(|found| found.is_file());
     let mut reference = match Reference::parse(text) {
         Err(_) if is_file() => Reference::File(text.into()),
         Err(_) | Ok(Reference::File(_)) if Path::new(text).is_dir() => {
-            return Err(format!(
-                "{}: a directory, which is taken as an image by `sifon build FILE.sif DIRECTORY` only: run the file that it makes",
-                Path::new(text).display()
-            )
-            .into());
+            Reference::Directory(text.into())
         }
         parsed => parsed?,
     };
-    if let Reference::OciLayout {
-        directory: path, ..
-    }
-    | Reference::OciArchive { file: path, .. }
-    | Reference::DockerArchive { file: path, .. }
-    | Reference::File(path) = &mut reference
-    {
-        *path = std::path::absolute(&path)?;
+    match &mut reference {
+        Reference::OciLayout {
+            directory: path, ..
+        }
+        | Reference::OciArchive { file: path, .. }
+        | Reference::DockerArchive { file: path, .. }
+        | Reference::File(path) => *path = std::path::absolute(&path)?,
+        Reference::Directory(path) => {
+            let shown = path.display();
+            fs::read_dir(&path).map_err(|err| format!("image {shown}: {err}"))?;
+            // Without a slash at the end.
+            *path = std::path::absolute(&path)?.components().collect();
+        }
+        Reference::Registry(_)
+        | Reference::DockerDaemon { .. }
+        | Reference::Oras(_)
+        | Reference::Web(_) => {}
     }
     Ok(reference)
 }

@@ -1,5 +1,5 @@
 //! What the user calls an image: `docker://python:3.11`, `oras://HOST/NAME:TAG`, `https://HOST/x.sif`, `oci:DIR`,
-//! `oci-archive:FILE`, `docker-archive:FILE`, `docker-daemon:NAME`, `FILE.sif`.
+//! `oci-archive:FILE`, `docker-archive:FILE`, `docker-daemon:NAME`, `FILE.sif`, `./DIR/`.
 //!
 //! Nothing is looked up here; a reference is a value.
 
@@ -9,7 +9,7 @@ mod web;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use registry::{DEFAULT_TAG, DOCKER_HUB, RegistryReference};
@@ -50,6 +50,9 @@ pub enum Reference {
     },
     /// `FILE.sif`, `./FILE`, `/DIR/FILE`: a SIF or a squashfs.
     File(PathBuf),
+    /// `./DIR/`, `/DIR/`: a root file system in a directory of this machine. The kernel shows its files, and what changes in it is
+    /// seen at once: the tree that stands for it here is empty.
+    Directory(PathBuf),
     /// `oras://[host[:port]/]repository[:tag][@digest]`, a SIF in a registry.
     Oras(RegistryReference),
     /// `http[s]://…/FILE.sif`, a SIF or a squashfs at a web server.
@@ -83,7 +86,10 @@ impl Reference {
     pub fn parse(text: &OsStr) -> Result<Self, ParseReferenceError> {
         let bytes = text.as_bytes();
         if is_path(bytes) {
-            return Ok(Self::File(text.into()));
+            return Ok(match bytes.ends_with(b"/") {
+                true => Self::Directory(text.into()),
+                false => Self::File(text.into()),
+            });
         }
         let problem = match bytes.iter().position(|&byte| byte == b':') {
             Some(colon) => match Self::of_scheme(&bytes[..colon], &bytes[colon + 1..]) {
@@ -180,8 +186,8 @@ impl Reference {
     }
 }
 
-/// Whether a text without looking further is the path of a file: one that says where it begins, or one without a scheme
-/// that ends as such files do.
+/// Whether a text without looking further is a path: one that says where it begins, or one without a scheme that ends as
+/// such files, or directories, do.
 fn is_path(text: &[u8]) -> bool {
     let begins = [&b"/"[..], b"./", b"../"]
         .iter()
@@ -200,8 +206,17 @@ fn is_path(text: &[u8]) -> bool {
         ];
         known.contains(&scheme) || text[scheme.len()..].starts_with(b"://")
     });
-    let ends = FILE_SUFFIXES.iter().any(|end| text.ends_with(end));
+    let ends = text.ends_with(b"/") || FILE_SUFFIXES.iter().any(|end| text.ends_with(end));
     begins || (ends && !has_scheme)
+}
+
+/// A path as it is written where it could be something else.
+fn path_as_such(path: &Path) -> String {
+    let start = match is_path(path.as_os_str().as_bytes()) {
+        true => "",
+        false => "./",
+    };
+    format!("{start}{}", path.display())
 }
 
 /// What is wrong, and the hint when the usual one would not help.
@@ -321,10 +336,11 @@ impl fmt::Display for Reference {
             Self::OciLayout { directory, tag } => ("oci", directory, tag),
             Self::OciArchive { file, tag } => ("oci-archive", file, tag),
             Self::DockerArchive { file, tag } => ("docker-archive", file, tag),
-            Self::File(path) if is_path(path.as_os_str().as_bytes()) => {
-                return write!(f, "{}", path.display());
+            Self::File(path) => return write!(f, "{}", path_as_such(path)),
+            Self::Directory(path) => {
+                let path = path.components().as_path().join("");
+                return write!(f, "{}", path_as_such(&path));
             }
-            Self::File(path) => return write!(f, "./{}", path.display()),
         };
         write!(f, "{scheme}:{}", path.display())?;
         match tag {
@@ -440,6 +456,19 @@ mod tests {
                 !matches!(text.parse().unwrap(), Reference::File(_)),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_path_that_ends_with_a_slash_is_a_directory() {
+        for text in ["/a/", "a/b/", "../", "/", "x.sif/", "./oci:a/"] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference, Reference::Directory(text.into()));
+            assert!(!reference.is_remote() && !reference.is_file_system());
+            assert_eq!(canonical(text), text);
+        }
+        for (path, text) in [("/a", "/a/"), ("a", "a/"), ("./a//", "./a/")] {
+            assert_eq!(Reference::Directory(path.into()).to_string(), text);
         }
     }
 

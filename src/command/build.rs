@@ -27,7 +27,7 @@ pub struct Args {
     /// Replace the file if it exists
     #[arg(short = 'F', long)]
     force: bool,
-    /// Unpack the image into a directory instead
+    /// Unpack the image into a directory instead, which `exec` takes as an image
     #[arg(short, long)]
     sandbox: bool,
     /// How to compress: zstd, gzip, xz, lz4 or none, with a level as in zstd:19

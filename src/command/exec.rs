@@ -12,6 +12,9 @@ use crate::setting::{Context, Error};
 /// /tmp, /var/tmp and the current directory. It runs as you, with your terminal and your environment
 /// (what the image sets wins), and its exit status is this command's. WORKDIR and USER of the image
 /// are ignored, as Singularity does (see --oci-defaults). Options end at the image's name.
+///
+/// A directory with a root file system will do as image, too (Singularity's sandbox, made by `sifon build --sandbox`): it is shown as it
+/// is at that moment, and only read unless --writable is given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

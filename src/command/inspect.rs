@@ -2,10 +2,13 @@
 
 mod metadata;
 
+mod directory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -14,6 +17,7 @@ use sifon_mount::image::open::Description;
 use sifon_mount::image::outlook::Outlook;
 use sifon_mount::source::manifest::ImageConfig;
 
+use self::metadata::Metadata;
 use crate::output::{bytes, plain, short};
 use crate::setting::{Context, Error, parsed};
 
@@ -45,9 +49,8 @@ pub struct Args {
 
 /// Prints an image's description.
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
-    let is_asked = args.sections.are_asked();
     if !args.layers
-        && let Some(described) = metadata::of(context, &args.image, is_asked)?
+        && let Some(described) = described(context, args)?
     {
         let answer = described.answer(&args.sections, args.json);
         metadata::print(&answer)?;
@@ -64,6 +67,17 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode, Error> {
         write!(stdout, "{inspection}")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What Apptainer would print, if that is wanted.
+fn described(context: &Context, args: &Args) -> Result<Option<Metadata>, Error> {
+    let path = Path::new(&args.image);
+    if path.is_dir() {
+        let attributes =
+            directory::attributes(path).map_err(|err| format!("{}: {err}", path.display()))?;
+        return Ok(Some(attributes.into()));
+    }
+    metadata::of(context, &args.image, args.sections.are_asked())
 }
 
 /// What is printed. The names of the fields are those of the JSON: scripts depend on them.

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,7 +50,7 @@ struct StartArgs {
     program: program::Args,
     /// Write the number of the first process to this file
     #[arg(long, value_name = "FILE")]
-    pid_file: Option<std::path::PathBuf>,
+    pid_file: Option<PathBuf>,
     /// The image, the name and arguments
     #[arg(value_names = ["IMAGE", "NAME"], num_args = 2.., required = true, trailing_var_arg = true)]
     words: Vec<OsString>,
@@ -197,6 +198,8 @@ fn shown(image: &OsStr) -> String {
         return reference.to_string();
     }
     let path = std::path::absolute(image).ok();
+    // Without a slash at the end of a directory's name.
+    let path = path.map(|path| path.components().collect::<PathBuf>());
     let file = path.filter(|path| path.exists());
     let shown = file.as_deref().map_or(image, |file| file.as_os_str());
     shown.to_string_lossy().into_owned()

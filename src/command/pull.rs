@@ -45,7 +45,7 @@ pub struct Args {
     /// How to compress: zstd, gzip, xz, lz4 or none, with a level as in zstd:19
     #[arg(long, value_name = "NAME[:LEVEL]", default_value_t)]
     compression: Compression,
-    /// Unpack into a directory instead
+    /// Unpack into a directory instead, which `exec` takes as an image
     #[arg(long)]
     sandbox: bool,
     /// Taken for Singularity's sake: nothing here is refused for want of a signature

@@ -9,8 +9,8 @@ use crate::setting::{Context, Error};
 /// Run what the image is for
 ///
 /// The program is the image's ENTRYPOINT, with the arguments given here or else those of CMD; without ENTRYPOINT the arguments are
-/// the program, or else CMD is; an image that Singularity made has a script for it. Arguments are evaluated once more ($NAME), unless
-/// --no-eval is given. All else is as with `exec`.
+/// the program, or else CMD is; an image that Singularity made has a script for it, and a directory without one a shell. Arguments
+/// are evaluated once more ($NAME), unless --no-eval is given. All else is as with `exec`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

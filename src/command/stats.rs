@@ -20,7 +20,7 @@ use sifon_mount::image::stats::Stats;
 use crate::container::client::Server;
 use crate::container::meeting::{self, Group};
 use crate::output::{bytes, plain};
-use crate::setting::{Context, Error, parsed};
+use crate::setting::{Context, Error, image_or_directory};
 
 /// What a mount's process is asked.
 const QUESTION: &str = "stats";
@@ -119,7 +119,7 @@ fn servers() -> Result<Vec<(String, Server)>, Error> {
 
 /// The image's manifest, if it was ever mounted.
 fn manifest(context: &Context, what: &OsStr) -> Result<Option<Digest>, Error> {
-    let reference = parsed(what)?.to_string();
+    let reference = image_or_directory(what)?.to_string();
     let images = context.store().images();
     let mut records = images.into_iter().map(|image| image.record);
     Ok(records

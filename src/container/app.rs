@@ -2,17 +2,12 @@
 //! (<https://sci-f.github.io>). To be called inside the container.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::environment::Variables;
 use super::error::Error;
 use super::scripts;
-
-/// Bytes of a script at most.
-const SCRIPT_BYTES_LIMIT: u64 = 1 << 20;
 
 /// The image's variables `of_image` with those of `app`, if one was chosen, which must be there.
 pub fn environment(app: Option<&OsStr>, of_image: &Variables) -> Result<Variables, Error> {
@@ -87,23 +82,6 @@ fn with_app(app: &OsStr, place: &Path, of_image: &Variables) -> Variables {
         }
         set(list, first);
     }
-    let scripts = scripts_in(&place.join("scif/env"));
+    let scripts = scripts::in_directory(&place.join("scif/env"));
     scripts::exported(&variables, scripts.iter().map(Vec::as_slice))
-}
-
-/// The texts of `*.sh`, in the order of their names.
-fn scripts_in(directory: &Path) -> Vec<Vec<u8>> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut paths: Vec<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.extension() == Some(OsStr::new("sh")) && path.is_file())
-        .collect();
-    paths.sort();
-    let text = |path: &PathBuf| {
-        let mut text = Vec::new();
-        let file = File::open(path).ok()?.take(SCRIPT_BYTES_LIMIT);
-        { file }.read_to_end(&mut text).ok()?;
-        Some(text)
-    };
-    paths.iter().filter_map(text).collect()
 }

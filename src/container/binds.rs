@@ -4,9 +4,9 @@
 //! the descriptor: a symlink of the image, wherever it points, never leads to a path of the host.
 
 use std::cell::Cell;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use sifon_mount::sys::namespace;
 use super::devices;
 use super::error::Error;
 use super::identity::{self, Identity};
-use super::plan::{Bind, Source, TargetKind};
+use super::plan::{Bind, IfMissing, Source, TargetKind};
 use super::wire::Placed;
 
 /// Bytes in an image's /etc/passwd or /etc/group at most; beyond that the file is left as it is.
@@ -35,28 +35,33 @@ pub struct Sources<'a> {
     pub identity: &'a Identity,
 }
 
-/// Makes `binds` below `image`, the root directory of an image in this process's own mount namespace.
-/// `placed` says where the server sees each target. One that is not required and cannot be made is
-/// left out, with a warning.
-pub fn make(
-    image: &OwnedFd,
-    binds: &[Bind],
-    placed: &[Placed],
-    sources: &Sources<'_>,
-) -> Result<(), Error> {
+/// The directory that is going to be the container's root, in this process's own mount namespace.
+pub struct Root {
+    /// Itself.
+    pub directory: OwnedFd,
+    /// Where in it the targets of a plan's binds lie, in their order.
+    pub placed: Vec<Placed>,
+    /// A directory in memory for what only this container has; without one it is mounted in the root, where the plan says.
+    pub stage: Option<OwnedFd>,
+    /// Whether it is the user's own and nothing may be made in it.
+    pub is_kept: bool,
+}
+
+/// Makes `binds` below `root`. One that is not required and cannot be made is left out, with a warning.
+pub fn make(root: &Root, binds: &[Bind], sources: &Sources<'_>) -> Result<(), Error> {
     let identity = sources.identity;
+    let placed = &root.placed;
     if binds.len() != placed.len() {
         return Err(Error::Refused(
             "the server answered for other binds than were asked for".into(),
         ));
     }
-    let stage = Stage::make(image, binds, placed)?;
+    let stage = Stage::make(root, binds)?;
     for (bind, placed) in binds.iter().zip(placed) {
-        let target = Target {
-            image: image.as_fd(),
-            bind,
-            placed,
-        };
+        let target = Target { root, bind, placed };
+        if target.is_left_out() {
+            continue;
+        }
         let made = match &bind.source {
             Source::Host(_) | Source::FromImage(_) | Source::Processes | Source::Stage => continue,
             Source::Passwd => show_file(&target, &stage, |own| identity::passwd(own, identity)),
@@ -69,11 +74,10 @@ pub fn make(
     }
     stage.leave()?;
     for (bind, placed) in binds.iter().zip(placed) {
-        let target = Target {
-            image: image.as_fd(),
-            bind,
-            placed,
-        };
+        let target = Target { root, bind, placed };
+        if target.is_left_out() {
+            continue;
+        }
         match &bind.source {
             Source::Host(source) => settle(bind, attach(&target, source, &stage))?,
             Source::FromImage(number) => {
@@ -101,7 +105,7 @@ fn settle(bind: &Bind, made: Result<(), Error>) -> Result<(), Error> {
 
 /// Binds one path of the host.
 fn attach(target: &Target<'_>, source: &Path, stage: &Stage) -> Result<(), Error> {
-    let Target { bind, placed, .. } = target;
+    let Target { bind, .. } = target;
     let failed = |problem: &str| {
         format!(
             "bind of {} to {}: {problem}",
@@ -114,7 +118,7 @@ fn attach(target: &Target<'_>, source: &Path, stage: &Stage) -> Result<(), Error
         .map_err(|err| Error::system(failed("the source cannot be opened"), err))?;
     let onto = stage
         .target(target)
-        .map_err(|err| target_error(failed, placed, err))?;
+        .map_err(|err| target_error(failed, target, err))?;
     require_same_kind(&from, &onto).map_err(|problem| Error::Refused(failed(problem)))?;
     let again = || stage.target(target);
     mounted(onto, again, |onto| {
@@ -130,11 +134,10 @@ fn attach(target: &Target<'_>, source: &Path, stage: &Stage) -> Result<(), Error
 
 /// Attaches a mount that is attached nowhere.
 fn show_tree(target: &Target<'_>, tree: &OwnedFd, stage: &Stage) -> Result<(), Error> {
-    let Target { bind, placed, .. } = target;
-    let path = bind.target.display();
+    let path = target.bind.target.display();
     let failed = |problem: &str| format!("bind of an image to {path}: {problem}");
     let again = || stage.target(target);
-    let onto = again().map_err(|err| target_error(failed, placed, err))?;
+    let onto = again().map_err(|err| target_error(failed, target, err))?;
     require_same_kind(tree, &onto).map_err(|problem| Error::Refused(failed(problem)))?;
     mounted(onto, again, |onto| {
         let flags =
@@ -163,9 +166,19 @@ fn mounted(
     mount(&onto)
 }
 
-fn target_error(failed: impl Fn(&str) -> String, placed: &Placed, err: Errno) -> Error {
-    match placed {
+fn target_error(failed: impl Fn(&str) -> String, target: &Target<'_>, err: Errno) -> Error {
+    match target.placed {
         Placed::Impossible(problem) => Error::Refused(failed(problem)),
+        // The words are Singularity's.
+        Placed::Absent if target.root.is_kept => Error::Reported {
+            message: failed(&format!(
+                "{} doesn't exist in container",
+                target.bind.target.display()
+            )),
+            hint: Some(
+                "with --writable the directory is shown as it is: make what is missing in it, or leave --writable out".into(),
+            ),
+        },
         Placed::At(_) | Placed::Absent => {
             Error::system(failed("the target cannot be opened in the container"), err)
         }
@@ -201,6 +214,14 @@ fn uncover_host(from: &OwnedFd, target: &Target<'_>) -> Result<(), Errno> {
     rustix::mount::unmount(by_descriptor(&seen), UnmountFlags::DETACH)
 }
 
+/// The number of the mount that a descriptor leads to; see proc_pid_fdinfo(5).
+fn mount_of(descriptor: &OwnedFd) -> Result<String, Errno> {
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd()));
+    let told = told.map_err(|err| Errno::from_io_error(&err).unwrap_or(Errno::IO))?;
+    let number = told.lines().find(|line| line.starts_with("mnt_id:"));
+    number.map(str::to_owned).ok_or(Errno::IO)
+}
+
 /// Makes what is now mounted at `target` read-only, with the mounts below it where the kernel can.
 fn make_read_only(target: &Target<'_>) -> io::Result<()> {
     let mounted = target.open()?;
@@ -208,8 +229,14 @@ fn make_read_only(target: &Target<'_>) -> io::Result<()> {
         Err(err) if err.kind() == io::ErrorKind::Unsupported => {}
         done => return done,
     }
-    // Flags that the source's mount has may not be dropped in a user namespace.
+    Ok(restrict(&mounted, MountFlags::RDONLY)?)
+}
+
+/// Adds `flags` to those of the mount that `mounted` is the root of.
+pub(super) fn restrict(mounted: &OwnedFd, flags: MountFlags) -> Result<(), Errno> {
+    // Flags that it has may not be dropped in a user namespace.
     let kept = [
+        (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
         (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
         (StatVfsMountFlags::NODEV, MountFlags::NODEV),
         (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
@@ -217,18 +244,14 @@ fn make_read_only(target: &Target<'_>) -> io::Result<()> {
         (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
         (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
     ];
-    let present = rustix::fs::fstatvfs(&mounted)?.f_flag;
-    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
+    let present = rustix::fs::fstatvfs(mounted)?.f_flag;
+    let mut all = MountFlags::BIND | flags;
     for (has, flag) in kept {
         if present.contains(has) {
-            flags |= flag;
+            all |= flag;
         }
     }
-    Ok(rustix::mount::mount_remount(
-        by_descriptor(&mounted),
-        flags,
-        c"",
-    )?)
+    rustix::mount::mount_remount(by_descriptor(mounted), all, c"")
 }
 
 /// Covers the image's file at `target` with one on `stage` whose content `changed` makes from it.
@@ -237,9 +260,6 @@ fn show_file(
     stage: &Stage,
     changed: impl Fn(&[u8]) -> Vec<u8>,
 ) -> Result<(), Error> {
-    if matches!(target.placed, Placed::Absent) {
-        return Ok(());
-    }
     let path = target.bind.target.display();
     let own = regular_content(target).map_err(|err| Error::system(path.to_string(), err))?;
     match own {
@@ -271,7 +291,8 @@ fn show_memory(target: &Target<'_>, stage: &Stage, mode: u32) -> Result<(), Erro
     let failed = |err: Errno| Error::system(format!("directory {path} in memory"), err);
     let directory = stage.directory(mode).map_err(failed)?;
     let again = || stage.target(target);
-    let onto = again().map_err(failed)?;
+    let at_target = |problem: &str| format!("directory {path} in memory: {problem}");
+    let onto = again().map_err(|err| target_error(at_target, target, err))?;
     mounted(onto, again, |onto| {
         rustix::mount::mount_bind_recursive(by_descriptor(&directory), by_descriptor(onto))
     })
@@ -311,28 +332,36 @@ pub(super) struct Stage {
     root: Option<OwnedFd>,
     device: u64,
     made: Cell<u32>,
+    /// Whether it is mounted where something else is going to be.
+    is_in_the_way: bool,
 }
 
 impl Stage {
-    fn make(image: &OwnedFd, binds: &[Bind], placed: &[Placed]) -> Result<Self, Error> {
+    fn make(root: &Root, binds: &[Bind]) -> Result<Self, Error> {
         let failed = |err| Error::system("private file system", err);
         let mut stage = Self {
             root: None,
             device: 0,
             made: Cell::new(0),
+            is_in_the_way: false,
         };
+        if let Some(given) = &root.stage {
+            stage.device = rustix::fs::fstat(given).map_err(failed)?.st_dev;
+            stage.root = Some(
+                given
+                    .try_clone()
+                    .map_err(|err| Error::system("private file system", err))?,
+            );
+            return Ok(stage);
+        }
         let place = binds
             .iter()
-            .zip(placed)
+            .zip(&root.placed)
             .find(|(bind, _)| bind.source == Source::Stage);
         let Some((bind, placed)) = place else {
             return Ok(stage);
         };
-        let place = Target {
-            image: image.as_fd(),
-            bind,
-            placed,
-        };
+        let place = Target { root, bind, placed };
         let below = place.open().map_err(failed)?;
         rustix::mount::mount(
             "tmpfs",
@@ -342,9 +371,10 @@ impl Stage {
             c"mode=0755",
         )
         .map_err(failed)?;
-        let root = place.open().map_err(failed)?;
-        stage.device = rustix::fs::fstat(&root).map_err(failed)?.st_dev;
-        stage.root = Some(root);
+        let mounted = place.open().map_err(failed)?;
+        stage.device = rustix::fs::fstat(&mounted).map_err(failed)?.st_dev;
+        stage.root = Some(mounted);
+        stage.is_in_the_way = true;
         Ok(stage)
     }
 
@@ -411,6 +441,9 @@ impl Stage {
                 return Err(Errno::NOENT);
             }
             at = target.open_without_links(path)?;
+            if target.root.is_kept && mount_of(&at)? == mount_of(&target.root.directory)? {
+                return Err(Errno::NOENT);
+            }
         }
         while let Some(name) = missing.pop() {
             if missing.is_empty() && target.bind.kind == TargetKind::File {
@@ -427,7 +460,7 @@ impl Stage {
 
     /// Takes it away from its place, before something else is mounted there. What was bound from it stays.
     fn leave(&self) -> Result<(), Error> {
-        match &self.root {
+        match self.root.as_ref().filter(|_| self.is_in_the_way) {
             Some(root) => rustix::mount::unmount(by_descriptor(root), UnmountFlags::DETACH)
                 .map_err(|err| Error::system("private file system", err)),
             None => Ok(()),
@@ -437,12 +470,17 @@ impl Stage {
 
 /// The target of a bind, which can be opened before and after something is mounted on it.
 pub(super) struct Target<'a> {
-    image: BorrowedFd<'a>,
+    root: &'a Root,
     bind: &'a Bind,
     placed: &'a Placed,
 }
 
 impl Target<'_> {
+    /// Whether it is not there, which is nothing to speak of.
+    fn is_left_out(&self) -> bool {
+        matches!(self.placed, Placed::Absent) && self.bind.if_missing == IfMissing::Skip
+    }
+
     /// What a process in the container finds at the target now.
     pub(super) fn open(&self) -> Result<OwnedFd, Errno> {
         self.open_path(&self.bind.target)
@@ -456,7 +494,7 @@ impl Target<'_> {
         }
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         for _ in 0..LOOKUP_TRIES {
-            match rustix::fs::openat2(self.image, target, flags, Mode::empty(), resolve) {
+            match rustix::fs::openat2(&self.root.directory, target, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 // Before Linux 5.6, or behind a filter that does not know the call.
                 Err(Errno::NOSYS | Errno::PERM) => return self.open_stepwise(target),
@@ -470,7 +508,7 @@ impl Target<'_> {
     fn open_without_links(&self, path: &Path) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-        match rustix::fs::openat2(self.image, path, flags, Mode::empty(), resolve) {
+        match rustix::fs::openat2(&self.root.directory, path, flags, Mode::empty(), resolve) {
             Err(Errno::NOSYS | Errno::PERM) => {
                 self.open_components(path.as_os_str().as_bytes(), false)
             }
@@ -490,7 +528,7 @@ impl Target<'_> {
     /// A path on which only the last component, and only if `may_end_in_link` says so, may be a symlink.
     fn open_components(&self, resolved: &[u8], may_end_in_link: bool) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut at = rustix::fs::openat(self.image, ".", flags, Mode::empty())?;
+        let mut at = rustix::fs::openat(&self.root.directory, ".", flags, Mode::empty())?;
         let mut components = resolved
             .split(|&byte| byte == b'/')
             .filter(|name| !name.is_empty())

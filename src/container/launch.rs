@@ -11,14 +11,15 @@ use rustix::fs::Mode;
 use sifon_mount::sys::namespace::{self, Parts};
 
 use super::app;
-use super::binds::{self, Sources};
+use super::binds::{self, Root, Sources};
 use super::client::{Hears, Server};
+use super::directory::{self, Directory};
 use super::environment::{self, Variables};
 use super::error::Error;
 use super::identity::Identity;
 use super::instance::Detached;
 use super::namespaces::{self, Privilege};
-use super::plan::Plan;
+use super::plan::{Bind, Plan, Source};
 use super::process;
 use super::supervise;
 use super::wire::{Ready, Request, Target};
@@ -38,6 +39,8 @@ pub struct Launch<'a> {
     pub from_images: Vec<OwnedFd>,
     /// The image, in words that do not depend on a directory.
     pub image: OsString,
+    /// The directory that it is, if it is one: the server's image has nothing of it, and is there for all to meet in.
+    pub directory: Option<Directory>,
     /// How the user calls the program, if the image has no say in that.
     pub program: Option<OsString>,
     /// How long the image stays mounted after its last program.
@@ -88,17 +91,25 @@ impl Launch<'_> {
         let request = Request {
             settings: self.settings.clone(),
             image: self.image.clone(),
-            targets: targets(self.plan),
+            targets: targets(self.plan, self.directory.is_some()),
             linger: self.linger,
-            is_bare: false,
+            is_bare: self.directory.is_some(),
             program: self.program.clone(),
         };
         let (ready, joinable, joining) = server.ask(request, privilege, self.hears)?;
         let image = namespaces::join(joinable)?;
         joining.done()?;
-        let image = match self.writable.is_wanted() {
-            true => writable::overlaid(&image, &self.writable)?,
-            false => image,
+        let root = match &self.directory {
+            Some(from) => writable::on_directory(&image, from, &self.writable, &self.plan.binds)?,
+            None => Root {
+                directory: match self.writable.is_wanted() {
+                    true => writable::overlaid(&image, &self.writable)?,
+                    false => image,
+                },
+                placed: ready.targets.clone(),
+                stage: None,
+                is_kept: false,
+            },
         };
         self.isolation.begin()?;
         let report = self.report;
@@ -116,10 +127,10 @@ impl Launch<'_> {
                     }
                     None => Ok(()),
                 };
-                let inside = || self.inside(privilege, &ready, &image, words);
+                let inside = || self.inside(privilege, &ready, &root, words);
                 supervise::supervised(inside, stays, report, &begun)
             }
-            false => self.inside(privilege, &ready, &image, words),
+            false => self.inside(privilege, &ready, &root, words),
         }
     }
 
@@ -128,15 +139,19 @@ impl Launch<'_> {
         self,
         privilege: Privilege,
         ready: &Ready,
-        image: &OwnedFd,
+        root: &Root,
         words: impl FnOnce(&Ready, &Variables) -> Result<Vec<OsString>, Error>,
     ) -> Result<Infallible, Error> {
         let sources = Sources {
             from_images: &self.from_images,
             identity: self.identity,
         };
-        binds::make(image, &self.plan.binds, &ready.targets, &sources)?;
-        namespaces::change_root(image)?;
+        binds::make(root, &self.plan.binds, &sources)?;
+        namespaces::change_root(&root.directory)?;
+        let ready = match self.directory {
+            Some(_) => &directory::about(ready),
+            None => ready,
+        };
         let mut directories = self.plan.directories.clone();
         if self.starts_where_image_says && !ready.working_directory.is_empty() {
             let directory = OsStr::from_bytes(&ready.working_directory);
@@ -185,13 +200,15 @@ impl Isolation {
     }
 }
 
-/// Where the image must have something for the binds of `plan`.
-fn targets(plan: &Plan) -> Vec<Target> {
-    let target = |bind: &super::plan::Bind| Target {
+/// Where the image must have something for the binds of `plan`: one that is a directory shows none of them, and only lends its place.
+fn targets(plan: &Plan, is_directory: bool) -> Vec<Target> {
+    let binds = plan.binds.iter();
+    let binds = binds.filter(|bind| !is_directory || bind.source == Source::Stage);
+    let target = |bind: &Bind| Target {
         path: bind.target.as_os_str().as_bytes().to_vec(),
         kind: bind.kind,
         if_missing: bind.if_missing,
         covers_link: bind.covers_link,
     };
-    plan.binds.iter().map(target).collect()
+    binds.map(target).collect()
 }

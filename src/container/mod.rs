@@ -27,6 +27,8 @@ pub mod wire;
 
 pub mod namespaces;
 
+pub mod directory;
+
 pub mod binds;
 mod devices;
 pub mod outside;

@@ -47,6 +47,8 @@ pub struct Options {
     pub name_servers: Vec<IpAddr>,
     /// `--pwd`: where the program starts; must exist in the container.
     pub directory: Option<PathBuf>,
+    /// `--writable` with a directory: no name is added to it, so that what has no place there is left out.
+    pub adds_no_names: bool,
 }
 
 /// What the plan depends on of the machine.
@@ -152,7 +154,9 @@ pub fn plan(options: &Options, host: &Host<'_>) -> Result<Plan, Error> {
     if !options.leaves_out("bind-paths") {
         binds.extend(configured(options, host));
     }
-    binds.extend(home_directory(options, host, home.as_deref()));
+    let shown = home_directory(options, host, home.as_deref());
+    binds.extend(shown.as_ref().and_then(|home| above_home(options, home)));
+    binds.extend(shown);
     binds.extend(temporary(options, host));
     for path in &options.scratch {
         let inside = format!("scratch/{}", path.display());
@@ -162,6 +166,12 @@ pub fn plan(options: &Options, host: &Host<'_>) -> Result<Plan, Error> {
         binds.extend(current_directory(&binds, options, host, directory));
     }
     binds.extend(resolver(options, host));
+    if options.adds_no_names {
+        for bind in &mut binds {
+            bind.is_required &=
+                bind.target == Path::new("/dev") || options.scratch.contains(&bind.target);
+        }
+    }
     let mut from_images = options.from_images.iter().enumerate();
     for request in &options.binds {
         binds.push(match &request.within_image {
@@ -244,6 +254,16 @@ fn home_directory(options: &Options, host: &Host<'_>, home: Option<&Path>) -> Op
     }
 }
 
+/// What covers the directory above `home`, as Singularity does where it can add no name to that.
+fn above_home(options: &Options, home: &Bind) -> Option<Bind> {
+    let above = home.target.parent()?;
+    let is_wanted = options.adds_no_names && above != Path::new("/");
+    is_wanted.then(|| Bind {
+        kind: TargetKind::Directory,
+        ..identity_file(Source::Memory(0o755), above)
+    })
+}
+
 fn temporary(options: &Options, host: &Host<'_>) -> Vec<Bind> {
     if options.leaves_out("tmp") {
         return Vec::new();
@@ -318,10 +338,10 @@ fn optional(host: &Host<'_>, path: impl AsRef<Path>) -> Option<Bind> {
 }
 
 /// A file of the image with the caller added; an image that has none needs none.
-fn identity_file(source: Source, target: &str) -> Bind {
+fn identity_file(source: Source, target: impl AsRef<Path>) -> Bind {
     Bind {
         source,
-        target: target.into(),
+        target: target.as_ref().into(),
         kind: TargetKind::File,
         is_read_only: false,
         is_required: false,
@@ -392,7 +412,12 @@ fn current_directory(
     {
         return None;
     }
-    optional(host, directory)
+    // If there is no place for it, that is said where the program cannot start in it.
+    let if_missing = match options.adds_no_names {
+        true => IfMissing::Skip,
+        false => IfMissing::Add,
+    };
+    optional(host, directory).map(|bind| Bind { if_missing, ..bind })
 }
 
 fn directories(options: &Options, host: &Host<'_>, home: Option<&Path>) -> Vec<PathBuf> {
@@ -503,6 +528,27 @@ mod tests {
                 "/tmp/data",
             ]
         );
+    }
+
+    #[test]
+    fn where_no_name_is_added_only_what_was_asked_for_and_devices_are_demanded() {
+        let options = Options {
+            binds: vec![bind("/data", "/of/user")],
+            scratch: vec!["/own".into()],
+            is_contained: true,
+            adds_no_names: true,
+            ..Options::default()
+        };
+        let plan = planned(&options, "/home/ada", None);
+        let demanded = plan.binds.iter().filter(|bind| bind.is_required);
+        let demanded: Vec<_> = demanded.map(|bind| bind.target.to_str().unwrap()).collect();
+        assert_eq!(demanded, ["/dev", "/own", "/of/user"]);
+        let home = targets(&plan)
+            .into_iter()
+            .position(|path| path == "/home/ada");
+        let above = &plan.binds[home.unwrap() - 1];
+        assert_eq!(above.target, Path::new("/home"));
+        assert_eq!(above.source, Source::Memory(0o755));
     }
 
     #[test]

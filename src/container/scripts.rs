@@ -4,6 +4,10 @@
 //! into them, and what people write under `%environment`: assignments, `export`, and the test for a variable that is not
 //! set yet. A line that needs a shell (a command, a loop, another test) sets nothing.
 
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sifon_mount::image::{Enough, Image};
@@ -24,6 +28,43 @@ pub fn of_image(image: &Image, from: Variables, timeout: Duration) -> Variables 
     exported(&from, scripts.iter().map(|script| &script[..]))
 }
 
+/// The variables that the scripts of the container that this process is in export, such as they are at this moment.
+pub fn of_container() -> Variables {
+    let directory = Path::new("/.singularity.d/env");
+    let scripts = match directory.is_dir() {
+        true => in_directory(directory),
+        // What builders before Singularity 2.3 made.
+        false => text(Path::new("/environment")).into_iter().collect(),
+    };
+    exported(&Variables::new(), scripts.iter().map(Vec::as_slice))
+}
+
+/// The texts of `*.sh` in `directory` that are about the image, in the order of their names.
+pub fn in_directory(directory: &Path) -> Vec<Vec<u8>> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    names.retain(|name| is_own(name.as_bytes()));
+    names.sort();
+    let paths = names.iter().map(|name| directory.join(name));
+    paths.filter_map(|path| text(&path)).collect()
+}
+
+/// The beginning of a regular file.
+fn text(path: &Path) -> Option<Vec<u8>> {
+    // Opened only if it is one: a pipe would be waited for.
+    fs::metadata(path).ok().filter(|found| found.is_file())?;
+    let file = File::open(path).ok()?.take(SCRIPT_BYTES_LIMIT.into());
+    let mut text = Vec::new();
+    { file }.read_to_end(&mut text).ok()?;
+    Some(text)
+}
+
+/// Whether a file of this name is a script that is about the image.
+fn is_own(name: &[u8]) -> bool {
+    let is_of_the_runtime = OF_THE_RUNTIME.iter().any(|start| name.starts_with(start));
+    name.ends_with(b".sh") && !is_of_the_runtime
+}
+
 /// The texts of `/.singularity.d/env/*.sh`, in the order of their names.
 fn scripts(image: &Image, deadline: Instant) -> Option<Vec<Vec<u8>>> {
     let child = |directory, name| image.lookup(directory, name).ok()?;
@@ -31,8 +72,7 @@ fn scripts(image: &Image, deadline: Instant) -> Option<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     image
         .children(directory, 0, |name, id, _| {
-            let is_own = OF_THE_RUNTIME.iter().any(|start| name.starts_with(start));
-            if name.ends_with(b".sh") && !is_own {
+            if is_own(name) {
                 found.push((name.to_vec(), id));
             }
             Enough::No

@@ -425,7 +425,7 @@ impl Server {
                     }
                 },
                 Turn::Open(opening) => {
-                    let opened = self.open(stream, request, &key, &opening, &teller, user);
+                    let opened = self.open(stream, request, &key, &opening, &teller, &mut client);
                     if opened.is_err() {
                         self.state().images.remove(&key);
                     }
@@ -508,12 +508,13 @@ impl Server {
         key: &str,
         opening: &Arc<Opening>,
         teller: &Teller,
-        user: &Option<OwnedFd>,
+        client: &mut Option<Client>,
     ) -> Result<(), Ended> {
         opening.tell_also(teller);
         let (server, asked, told) = (Arc::clone(self), request.clone(), Arc::clone(opening));
         let shown = while_connected(stream, move || server.images.open(&asked, &told))?;
-        let inside: Vec<BorrowedFd<'_>> = user.iter().map(AsFd::as_fd).collect();
+        let user = self.user.iter().flatten();
+        let inside: Vec<BorrowedFd<'_>> = user.map(AsFd::as_fd).collect();
         wire::send(stream.as_fd(), &Reply::Mount, &inside)?;
         let Some((MountedHere, mut descriptors)) = wire::receive(stream.as_fd())? else {
             return Err(Ended::ClientIsGone);
@@ -523,7 +524,7 @@ impl Server {
         }
         let connection = descriptors.remove(0);
         let joinable = Joinable::from_descriptors(descriptors).ok_or(Ended::ClientIsGone)?;
-        self.show(request, key, shown()?, connection, joinable)
+        self.show(request, key, shown()?, connection, joinable, client)
     }
 
     fn show(
@@ -533,6 +534,7 @@ impl Server {
         shown: Shown,
         connection: OwnedFd,
         joinable: Joinable,
+        client: &mut Option<Client>,
     ) -> Result<(), Ended> {
         let owners = match self.privilege {
             Privilege::Root => Owners::AsInImage,
@@ -564,7 +566,8 @@ impl Server {
             let mounted = Mounted {
                 session,
                 shared,
-                clients: Vec::new(),
+                // From the first moment on: without one it may go before the client that mounted it has joined.
+                clients: client.take().into_iter().collect(),
                 idle_since: None,
                 linger: request.linger,
             };

@@ -12,10 +12,13 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use sifon_mount::sys::mountinfo;
 
+use super::binds::{self, Root};
+use super::directory::{Directory, placed};
 use super::error::Error;
 use super::ext::{DIRECTORIES, Ext};
 use super::namespaces::{self, Privilege};
 use super::outside::{self, Upper};
+use super::plan::Bind;
 use super::subids::found;
 
 /// What is put over an image.
@@ -57,12 +60,57 @@ impl Writable {
 /// What writes where the kernel does not. It marks what is removed by files `.wh.NAME`, which the kernel shows as files.
 const FUSE_OVERLAYFS: &str = "fuse-overlayfs";
 
-/// Puts what `writable` says over `image`, below the host's `place`, a directory that is hidden by that in this process's own mount
-/// namespace. Gives the new root directory.
+/// Puts what `writable` says over `image`, in this process's own mount namespace. Gives the new root directory.
 pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> {
+    let stage = stage(image)?;
+    laid_over(vec![path_of(image).into()], writable, &stage, None)
+}
+
+/// A root directory made from one of the host's, with what `writable` says over it and places for `binds`. `image` is there for its
+/// place only, as for [`overlaid`].
+pub fn on_directory(
+    image: &OwnedFd,
+    from: &Directory,
+    writable: &Writable,
+    binds: &[Bind],
+) -> Result<Root, Error> {
+    let stage = stage(image)?;
+    directory(&stage, "own")?;
+    let own = opened(&stage, "own")?;
+    let shown = from.open()?;
+    if from.is_written {
+        let merged = directory(&stage, "merged")?;
+        let failed = |err: Errno| {
+            let action = format!("image {}: it cannot be shown", from.path.display());
+            Error::system(action, err)
+        };
+        // With what is mounted below it: the kernel uncovers nothing that another user namespace has covered.
+        rustix::mount::mount_bind_recursive(path_of(&shown), merged).map_err(failed)?;
+        let root = opened(&stage, "merged")?;
+        binds::restrict(&root, MountFlags::NOSUID | MountFlags::NODEV).map_err(failed)?;
+        return Ok(Root {
+            placed: placed(&shown, None, binds),
+            directory: root,
+            stage: Some(own),
+            is_kept: true,
+        });
+    }
+    let points = directory(&stage, "points")?;
+    let placed = placed(&shown, Some(&opened(&stage, "points")?), binds);
+    // Below it, so that what both have looks as it does in the directory.
+    let lower = vec![path_of(&shown).into(), points];
+    Ok(Root {
+        directory: laid_over(lower, writable, &stage, Some(&from.path))?,
+        placed,
+        stage: Some(own),
+        is_kept: false,
+    })
+}
+
+/// A file system in memory in a directory of the image: nothing of the host is hidden, and what was there is seen again in an
+/// overlay, whose lower layer has no mounts.
+fn stage(image: &OwnedFd) -> Result<OwnedFd, Error> {
     let failed = |err: Errno| Error::system("overlay over the image", err);
-    // A directory of the image is the place where the others are made: nothing of the host is hidden, and what was there is
-    // seen again in the overlay, whose lower layer has no mounts.
     let place = place_in(image).map_err(failed)?;
     rustix::mount::mount(
         "tmpfs",
@@ -72,8 +120,16 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
         c"mode=0755",
     )
     .map_err(failed)?;
-    let stage = place_in(image).map_err(failed)?;
-    let mut lower = vec![PathBuf::from(path_of(image))];
+    place_in(image).map_err(failed)
+}
+
+/// What `writable` says over `lower`, the topmost first, made in `stage`. `of` is the directory that is the lowest, if the image is one.
+fn laid_over(
+    mut lower: Vec<PathBuf>,
+    writable: &Writable,
+    stage: &OwnedFd,
+    of: Option<&Path>,
+) -> Result<OwnedFd, Error> {
     let mut upper = None;
     let mut has_marks = false;
     for (number, overlay) in writable.overlays.iter().enumerate() {
@@ -81,7 +137,7 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
             (Place::Directory(path), true) => lower.insert(0, path.join("upper")),
             (Place::Directory(path), false) => upper = Some(Upper::Directory(path)),
             (Place::Ext(from), true) => {
-                let place = directory(&stage, &format!("overlay-{number}"))?;
+                let place = directory(stage, &format!("overlay-{number}"))?;
                 outside::ext(from, &place)?;
                 outside::require_directories(from, &place, &DIRECTORIES[..1])?;
                 lower.insert(0, place.join("upper"));
@@ -89,17 +145,17 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
             }
             (Place::Ext(from), false) => upper = Some(Upper::Ext(from)),
             (Place::Image(tree), _) => {
-                let place = directory(&stage, &format!("overlay-{number}"))?;
+                let place = directory(stage, &format!("overlay-{number}"))?;
                 outside::attach(tree, &place)?;
                 lower.insert(0, place);
             }
         }
     }
-    let memory = directory(&stage, "memory")?;
+    let memory = directory(stage, "memory")?;
     if upper.is_none() && writable.in_memory {
         upper = Some(Upper::Memory);
     }
-    let merged = directory(&stage, "merged")?;
+    let merged = directory(stage, "merged")?;
     if has_marks && found(FUSE_OVERLAYFS).is_some() {
         outside::overlay(&lower, upper.as_ref(), &merged)?;
     } else {
@@ -108,10 +164,9 @@ pub fn overlaid(image: &OwnedFd, writable: &Writable) -> Result<OwnedFd, Error> 
                 "what was removed in an ext3 file shows again: install {FUSE_OVERLAYFS} (the package has this name)"
             );
         }
-        show(&lower, upper.as_ref(), &memory, &merged)?;
+        show(&lower, upper.as_ref(), &memory, &merged, of)?;
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(&stage, "merged", flags, Mode::empty()).map_err(failed)
+    opened(stage, "merged")
 }
 
 /// By the kernel where it can, else by fuse-overlayfs where that is installed. `memory` is an empty directory in memory.
@@ -120,19 +175,19 @@ fn show(
     upper: Option<&Upper<'_>>,
     memory: &Path,
     merged: &Path,
+    of: Option<&Path>,
 ) -> Result<(), Error> {
+    let refused = |err| refused(err, upper, of);
     let by_kernel = match upper {
-        None => mount_overlay(lower, None, merged).map_err(|err| refused(err, upper)),
+        None => mount_overlay(lower, None, merged).map_err(refused),
         Some(Upper::Memory) => {
             for name in ["upper", "work"] {
                 fs::create_dir(memory.join(name))
                     .map_err(|err| Error::system("directory in memory", err))?;
             }
-            mount_overlay(lower, Some(memory), merged).map_err(|err| refused(err, upper))
+            mount_overlay(lower, Some(memory), merged).map_err(refused)
         }
-        Some(Upper::Directory(path)) => {
-            mount_overlay(lower, Some(path), merged).map_err(|err| refused(err, upper))
-        }
+        Some(Upper::Directory(path)) => mount_overlay(lower, Some(path), merged).map_err(refused),
         // The kernel writes to no file system that a program serves.
         Some(Upper::Ext(_)) => return outside::overlay(lower, upper, merged),
     };
@@ -143,7 +198,14 @@ fn show(
         return Err(error);
     }
     tracing::debug!("{}; fuse-overlayfs is asked", error.in_one_line());
-    outside::overlay(lower, upper, merged)
+    outside::overlay(lower, upper, merged).map_err(|by_program| match of {
+        // What the kernel says of the directory, and what to do about it, is what helps.
+        Some(_) => {
+            tracing::debug!("{}", by_program.in_one_line());
+            error
+        }
+        None => by_program,
+    })
 }
 
 /// The kernel's overlay of `lower`, the topmost first, on the directory `merged`; writes go to `upper` in `above`.
@@ -183,14 +245,17 @@ pub fn try_kernel_overlay(privilege: Privilege) -> Result<(), Error> {
         }
         let merged = place.join("merged");
         mount_overlay(&[place.join("lower")], Some(place), &merged)
-            .map_err(|err| refused(err, Some(&Upper::Memory)))?;
+            .map_err(|err| refused(err, Some(&Upper::Memory), None))?;
         Ok(OwnedFd::from(fs::File::open(merged).map_err(failed)?))
     })
     .map(drop)
 }
 
 /// The kernel's refusal, with why it may have refused and what to do.
-fn refused(source: io::Error, upper: Option<&Upper<'_>>) -> Error {
+fn refused(source: io::Error, upper: Option<&Upper<'_>>, of: Option<&Path>) -> Error {
+    if let Some(directory) = of.filter(|_| upper.is_none()) {
+        return over_directory(source, directory);
+    }
     let hint = match (source.raw_os_error().map(Errno::from_raw_os_error), upper) {
         (Some(Errno::PERM), _) => {
             "the kernel makes overlays in user namespaces from Linux 5.11 on: install fuse-overlayfs (the package has this name), which is \
@@ -216,6 +281,22 @@ fn refused(source: io::Error, upper: Option<&Upper<'_>>) -> Error {
         },
         source,
         hint: Some(hint),
+    }
+}
+
+/// The same for a directory in an image's place.
+fn over_directory(source: io::Error, directory: &Path) -> Error {
+    let place = directory.display();
+    let file_system = file_system(directory);
+    Error::System {
+        action: format!("image {place}: overlay over the directory"),
+        source,
+        hint: Some(format!(
+            "the directory is on {}; the kernel may refuse overlays there, over directories in which something else is mounted, or, before \
+             Linux 5.11, in user namespaces: install fuse-overlayfs (the package has this name), which is used then; or run the file \
+             that `sifon build FILE.sif {place}` makes; --writable needs no overlay",
+            file_system.as_deref().unwrap_or("an unknown file system")
+        )),
     }
 }
 
@@ -263,6 +344,12 @@ fn directory(stage: &OwnedFd, name: &str) -> Result<PathBuf, Error> {
     rustix::fs::mkdirat(stage, name, Mode::from_raw_mode(0o755))
         .map_err(|err| Error::system("directory in memory", err))?;
     Ok(Path::new(&path_of(stage)).join(name))
+}
+
+fn opened(stage: &OwnedFd, name: &str) -> Result<OwnedFd, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(stage, name, flags, Mode::empty())
+        .map_err(|err| Error::system("directory in memory", err))
 }
 
 fn path_of(descriptor: &OwnedFd) -> String {

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 
 use tempfile::TempDir;
 
+use crate::directory::RootFiles;
 use crate::image::ImageBuilder;
 use crate::machine::{Machine, complaint, machines};
 
@@ -87,8 +89,41 @@ const TRY: &str = r#"
     test -f /$1/secret && cat /$1/secret && echo x >> /$1/secret && rm -f /$1/secret
     true"#;
 
+/// Runs these words with these options where a symlink leads from the one path to the other; none where that is not possible.
+type Run = fn(&Machine, (&str, &str), &[&str], &[&str]) -> Option<Output>;
+
 #[test]
 fn symlinks_where_something_is_bound_change_nothing_on_the_host() {
+    nothing_changes_behind_links(|machine, (place, target), options, words| {
+        let mut image = ImageBuilder::empty()?;
+        image.link(place, target);
+        image.config("WorkingDir", serde_json::json!("/own"));
+        let image = image.finish();
+        Some(machine.exec(&image, options, words).output().unwrap())
+    });
+}
+
+#[test]
+fn symlinks_in_a_directory_where_something_is_bound_change_nothing_outside() {
+    nothing_changes_behind_links(|machine, link, options, words| {
+        let root = RootFiles::with_link(machine, link)?;
+        let output = root.exec(machine, options, words).output().unwrap();
+        assert!(root.is_as_it_was(), "{link:?} {options:?}");
+        Some(output)
+    });
+}
+
+#[test]
+fn symlinks_in_a_directory_that_is_written_to_change_nothing_outside() {
+    nothing_changes_behind_links(|machine, link, options, words| {
+        let root = RootFiles::with_link(machine, link)?;
+        let options = [&["--writable"], options].concat();
+        let output = root.exec(machine, &options, words).output().unwrap();
+        Some(output)
+    });
+}
+
+fn nothing_changes_behind_links(run: Run) {
     let mounts_before = mounts();
     // One where no program of the container's may come, one that it sees at its own name.
     let hidden = Canary::hidden();
@@ -99,7 +134,7 @@ fn symlinks_where_something_is_bound_change_nothing_on_the_host() {
                 machine.own_directory("work");
                 let seen = Canary::seen(&machine);
                 for place in PLACES {
-                    nothing_changes_behind(place, &machine, hidden, &seen);
+                    nothing_changes_behind(place, &machine, hidden, &seen, run);
                 }
                 machine.wait_for_all();
             });
@@ -113,6 +148,7 @@ fn nothing_changes_behind(
     machine: &Machine,
     hidden: &Canary,
     seen: &Canary,
+    run: Run,
 ) {
     let here = machine.directory().display().to_string();
     let options = options.iter().map(|option| option.replace("$HERE", &here));
@@ -125,19 +161,15 @@ fn nothing_changes_behind(
     let up = format!("{}{}", "../".repeat(12), hidden.path());
     let below = format!("{}/nonesuch/deep", seen.path());
     for (canary, target) in [(hidden, itself), (hidden, up), (seen, below)] {
-        let Some(mut image) = ImageBuilder::empty() else {
-            return;
-        };
-        image.link(place, &target);
-        image.config("WorkingDir", serde_json::json!("/own"));
-        let image = image.finish();
         // It may refuse to start, but it must end. Where the container sees the canary as it sees all of /tmp, nothing is tried:
         // the program may do there what its user may.
         let words = match canary.is_seen {
             true => ["true"].as_slice(),
             false => &["sh", "-c", TRY, "sh", place],
         };
-        let output = machine.exec(&image, &options, words).output().unwrap();
+        let Some(output) = run(machine, (place, &target), &options, words) else {
+            return;
+        };
         let what = format!("{place} -> {target} {options:?}: {output:?}");
         assert!(matches!(output.status.code(), Some(0 | 255)), "{what}");
         assert!(canary.is_untouched(), "{what}");

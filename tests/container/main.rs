@@ -12,6 +12,7 @@ mod namespace;
 
 mod apps;
 mod data;
+mod directory;
 mod doctor;
 mod environment;
 mod fakeroot;

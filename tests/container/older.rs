@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
+use crate::directory::RootFiles;
 use crate::image::ImageBuilder;
 use crate::machine::{Machine, complaint, machines};
 use crate::overlay::is_here;
@@ -94,6 +95,25 @@ fn programs_find_what_is_bound_and_cannot_write_where_they_must_not() {
             "/missing/place/below/kept",
         ];
         assert_eq!(machine.older_says(&words), " kept");
+        machine.wait_for_all();
+    }
+}
+
+#[test]
+fn a_directory_is_read_and_written_to() {
+    for machine in machines() {
+        let Some(root) = RootFiles::with_link(&machine, ("link", "/opt/place")) else {
+            return;
+        };
+        let path = root.path().to_str().unwrap();
+        let bind = format!("{}:/link/deep", machine.own_directory("bound").display());
+        let script = "touch /opt/place/deep/x /x; ls /link/deep";
+        let words = ["exec", "-B", &bind, path, "sh", "-c", script];
+        assert_eq!(machine.older_says(&words), "x");
+        assert!(root.is_as_it_was());
+        let words = ["exec", "--writable", path, "sh", "-c", "echo x >/x; cat /x"];
+        assert_eq!(machine.older_says(&words), "x");
+        assert!(root.path().join("x").is_file());
         machine.wait_for_all();
     }
 }

@@ -59,6 +59,8 @@ pub enum Form {
     Layout,
     /// The SIF that we packed.
     Sif,
+    /// A directory with what is in that.
+    Directory,
 }
 
 fn cases(transcript: &str) -> Vec<Case> {
@@ -140,6 +142,12 @@ impl Place {
             command.arg(place.path(&format!("template/{name}.sif")));
             let packed = command.output().unwrap();
             assert!(packed.status.success(), "{}", complaint(&packed));
+            let mut command = machine.program(env!("CARGO_BIN_EXE_sifon"));
+            command.args(["build", "--sandbox"]);
+            command.arg(place.path(&format!("template/{name}.dir")));
+            command.arg(place.path(&format!("template/{name}.sif")));
+            let unpacked = command.output().unwrap();
+            assert!(unpacked.status.success(), "{}", complaint(&unpacked));
             let copied = Command::new("cp")
                 .args(["-r", "--no-target-directory"])
                 .arg(image.directory())
@@ -174,7 +182,7 @@ impl Place {
         }
         self.make_directory("home/run");
         let copied = Command::new("cp")
-            .args(["-r", "--reflink=auto"])
+            .args(["-a", "--reflink=auto"])
             .arg(self.path("template/."))
             .arg(self.path("work"))
             .status();
@@ -185,6 +193,7 @@ impl Place {
             match form {
                 Form::Layout => writeln!(images, "{name}=oci:{name}:latest").unwrap(),
                 Form::Sif => writeln!(images, "{name}={name}.sif").unwrap(),
+                Form::Directory => writeln!(images, "{name}={name}.dir/").unwrap(),
             }
         }
         for (index, case) in cases.iter().enumerate() {

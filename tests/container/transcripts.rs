@@ -18,8 +18,10 @@ fn busybox() -> Option<Image> {
 /// Both programs, with the image in each form.
 fn hold(place: &Place, transcript: &str) {
     place.holds(transcript, Program::Ours, Form::Layout);
-    place.holds(transcript, Program::Ours, Form::Sif);
-    place.holds(transcript, Program::Apptainer, Form::Sif);
+    for form in [Form::Sif, Form::Directory] {
+        place.holds(transcript, Program::Ours, form);
+        place.holds(transcript, Program::Apptainer, form);
+    }
 }
 
 #[test]
@@ -80,6 +82,7 @@ fn binds_and_overlays_are_as_in_the_suite_of_the_original() {
     };
     for program in [Program::Ours, Program::Apptainer] {
         place.holds("binds.txt", program, Form::Sif);
+        place.holds("binds.txt", program, Form::Directory);
     }
 }
 
@@ -134,6 +137,7 @@ fn run_is_as_in_the_suite_of_the_original() {
     hold(&place, "run.txt");
     for program in [Program::Ours, Program::Apptainer] {
         place.holds("evaluated.txt", program, Form::Sif);
+        place.holds("evaluated.txt", program, Form::Directory);
     }
 }
 
@@ -145,6 +149,7 @@ fn instances_are_as_in_the_suite_of_the_original() {
     };
     for program in [Program::Ours, Program::Apptainer] {
         place.holds("instances.txt", program, Form::Sif);
+        place.holds("instances.txt", program, Form::Directory);
     }
 }
 
@@ -206,5 +211,17 @@ fn overlays_in_files_and_in_sifs_are_as_in_the_suite_of_the_original() {
         eprintln!(
             "without Apptainer: SIFON_ORACLE names no root directory with e2fsprogs and fuse2fs"
         );
+    }
+}
+
+#[test]
+fn directories_in_the_place_of_images_are_as_in_the_suite_of_the_original() {
+    let Some(image) = busybox() else { return };
+    let Some(place) = Place::new(vec![("busybox", image)]) else {
+        return;
+    };
+    place.file("x.txt", "one\ntwo  words\n");
+    for program in [Program::Ours, Program::Apptainer] {
+        place.holds("directories.txt", program, Form::Sif);
     }
 }

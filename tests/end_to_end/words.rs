@@ -223,14 +223,22 @@ fn shells_complete_the_command_line_and_every_command_has_a_manual_page() {
 }
 
 #[test]
-fn a_directory_is_not_taken_for_a_misspelt_name() {
+fn what_takes_no_directory_says_what_does() {
     let place = Place::new();
     fs::create_dir(place.path("sandbox")).unwrap();
-    let said = place.refusal(&mut place.sifon(["exec", "sandbox", "true"]));
-    assert!(
-        said.contains("sifon build") && !said.contains("docker://sandbox"),
-        "{said}"
-    );
+    for words in [
+        &["mount", "sandbox", "place"][..],
+        &["pull", "x.sif", "./sandbox"],
+        &["complete", "sandbox/"],
+    ] {
+        let said = place.refusal(&mut place.sifon(words));
+        for expected in ["a directory already", "sifon exec", "sifon build"] {
+            assert!(said.contains(expected), "{words:?}: {said}");
+        }
+        assert!(!said.contains("docker://sandbox"), "{said}");
+    }
+    let said = place.refusal(&mut place.sifon(["complete", "nonesuch/"]));
+    assert!(said.contains("nonesuch/: No such file"), "{said}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! configurations.
 
 mod archive;
+mod directory;
 mod docker;
 pub mod elsewhere;
 mod file;
@@ -28,6 +29,7 @@ use crate::extent::PackedOffset;
 use crate::reference::Reference;
 use crate::registry::{Platform, Registry, Settings};
 
+use self::directory::Directory;
 use self::docker::{DaemonImage, DockerArchive};
 use self::elsewhere::{Oras, Web};
 use self::file::Place;
@@ -140,6 +142,7 @@ impl Source {
             }
             Reference::DockerDaemon { name } => Box::new(DaemonImage::new(name, settings)),
             Reference::File(path) => file(path, settings)?,
+            Reference::Directory(_) => Box::new(Directory::new(&reference.to_string())),
             Reference::Oras(reference) => Box::new(Oras::new(reference, settings)),
             Reference::Web(address) => Box::new(Web::new(address, settings)),
         };

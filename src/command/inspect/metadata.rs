@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use sifon_mount::reference::Reference;
 
 use crate::output::{as_go_writes, plain};
-use crate::pack::directory::DirectorySource;
 use crate::pack::sif::{ObjectKind, Sif, SifError};
 use crate::pack::singularity::{Config, Origin, Texts};
 use crate::pack::texts;
@@ -76,7 +75,7 @@ impl Sections {
     }
 }
 
-type Texted = BTreeMap<String, String>;
+pub(super) type Texted = BTreeMap<String, String>;
 
 /// The metadata of an image.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -94,54 +93,46 @@ struct Data {
 /// Its fields come in Apptainer's order, and those that are empty do not come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-struct Attributes {
+pub(super) struct Attributes {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    apps: BTreeMap<String, App>,
+    pub(super) apps: BTreeMap<String, App>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    environment: Texted,
+    pub(super) environment: Texted,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    labels: Texted,
+    pub(super) labels: Texted,
     #[serde(skip_serializing_if = "String::is_empty")]
-    runscript: String,
+    pub(super) runscript: String,
     #[serde(skip_serializing_if = "String::is_empty")]
-    test: String,
+    pub(super) test: String,
     #[serde(skip_serializing_if = "String::is_empty")]
-    helpfile: String,
+    pub(super) helpfile: String,
     #[serde(skip_serializing_if = "String::is_empty")]
-    deffile: String,
+    pub(super) deffile: String,
     #[serde(skip_serializing_if = "String::is_empty")]
-    startscript: String,
+    pub(super) startscript: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-struct App {
+pub(super) struct App {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    environment: Texted,
+    pub(super) environment: Texted,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    labels: Texted,
+    pub(super) labels: Texted,
     #[serde(skip_serializing_if = "String::is_empty")]
-    runscript: String,
+    pub(super) runscript: String,
     #[serde(skip_serializing_if = "String::is_empty")]
-    test: String,
+    pub(super) test: String,
     #[serde(skip_serializing_if = "String::is_empty")]
-    helpfile: String,
+    pub(super) helpfile: String,
 }
 
-/// What `image` says of itself in Singularity's way: always if it is a SIF or a directory, else if `is_asked`.
+/// What `image` says of itself in Singularity's way: always if it is a SIF, else if `is_asked`.
 pub(super) fn of(
     context: &Context,
     image: &OsStr,
     is_asked: bool,
 ) -> Result<Option<Metadata>, Error> {
-    let directory = Path::new(image);
-    if directory.is_dir() {
-        let source = DirectorySource::open(directory)?;
-        let texts = Texts::kept(|path| source.text(path))?;
-        return texts
-            .map_or_else(|| Ok(Metadata::default()), |texts| Metadata::of(&texts))
-            .map(Some);
-    }
     let reference = parsed(image)?;
     if let Reference::File(path) = &reference
         && let Some(sif) = SifFile::open(path)?
@@ -204,6 +195,15 @@ impl SifFile {
         (&self.file).take(object.len).read_to_end(&mut bytes)?;
         let metadata = serde_json::from_slice(&bytes).map_err(|err| wrong(&err))?;
         Ok(Some(metadata))
+    }
+}
+
+impl From<Attributes> for Metadata {
+    fn from(attributes: Attributes) -> Self {
+        Self {
+            data: Data { attributes },
+            kind: "container".into(),
+        }
     }
 }
 

@@ -13,12 +13,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rustix::fs::Access;
 use sifon_mount::image::open::OnProgress;
+use sifon_mount::reference::Reference;
 
 use super::serve;
 use crate::container;
 use crate::container::app;
 use crate::container::client::{Hears, Server};
+use crate::container::directory::Directory;
 use crate::container::identity::Identity;
 use crate::container::instance::{self, Detached, Register};
 use crate::container::launch::{Isolation, Launch};
@@ -30,7 +33,7 @@ use crate::container::subids::Ranges;
 use crate::container::variables::{Variables, evaluated};
 use crate::container::wire::{Ready, Request};
 use crate::output::fatal;
-use crate::setting::{Context, Error, parsed, require_own};
+use crate::setting::{Context, Error, image_or_directory, require_own};
 
 pub use options::Args;
 use options::variable;
@@ -100,7 +103,11 @@ fn start(
     if let Some(name) = image.as_bytes().strip_prefix(b"instance://") {
         return join(args, OsStr::from_bytes(name), action);
     }
-    let reference = parsed(image)?;
+    let reference = image_or_directory(image)?;
+    let in_directory = match &reference {
+        Reference::Directory(path) => Some(directory(path, args.writable)?),
+        _ => None,
+    };
     if args.net && args.network.as_deref() != Some("none") {
         return Err("--net: without root only --network none can be had".into());
     }
@@ -143,16 +150,17 @@ fn start(
         true => Identity::root()?,
         false => Identity::of_caller()?,
     };
-    let directory = current_directory();
+    let here = current_directory();
     let mut options = args.options(binds)?;
+    options.adds_no_names = in_directory.as_ref().is_some_and(|from| from.is_written);
     options.from_images = from_images.iter().map(|(kind, _)| *kind).collect();
     if let (Some((_, target)), Some(user)) = (&options.home, &mut identity.user) {
         user.home = target.as_os_str().as_bytes().to_vec();
     }
     let host = Host {
         identity: &identity,
-        directory: directory.as_ref().map(|(directory, _)| &**directory),
-        named_directory: directory.as_ref().map(|(_, named)| &**named),
+        directory: here.as_ref().map(|(directory, _)| &**directory),
+        named_directory: here.as_ref().map(|(_, named)| &**named),
         kind_of: &kind_of,
     };
     let plan = plan::plan(&options, &host)?;
@@ -164,6 +172,7 @@ fn start(
         settings,
         from_images: from_images.into_iter().map(|(_, tree)| tree).collect(),
         image: reference.written().into(),
+        directory: in_directory,
         program: action.program().cloned(),
         linger,
         isolation: Isolation {
@@ -185,6 +194,18 @@ fn start(
     Ok(launch.become_program(server, |ready, variables| {
         words(action, ready, variables, is_literal, app)
     })?)
+}
+
+/// The directory at `path` in the place of an image.
+fn directory(path: &Path, is_written: bool) -> Result<Directory, Error> {
+    // Of the host's own root directory a container would be no container.
+    if fs::canonicalize(path)? == Path::new("/") {
+        return Err("/ as sandbox is not authorized".into());
+    }
+    Ok(Directory {
+        path: path.to_owned(),
+        is_written,
+    })
 }
 
 /// Becomes a program in an instance.
@@ -340,7 +361,7 @@ fn run_words(
         match own_words().filter(|_| !(needs_shell && has_shell())) {
             Some(words) => (entrypoint, command) = words,
             None => {
-                let script = OsString::from(RUNSCRIPT);
+                let script = script();
                 return Ok([script].into_iter().chain(arguments).collect());
             }
         }
@@ -366,11 +387,30 @@ fn run_words(
 const RUNSCRIPT: &str = "/.singularity.d/runscript";
 const STARTSCRIPT: &str = "/.singularity.d/startscript";
 
+/// What `run` starts in a container that may have a script for that, in Singularity's order.
+fn script() -> OsString {
+    let can_be_run = |path: &&str| rustix::fs::access(*path, Access::EXEC_OK).is_ok();
+    if let Some(script) = [RUNSCRIPT, "/apptainer"]
+        .iter()
+        .copied()
+        .find(|path| can_be_run(path))
+    {
+        return script.into();
+    }
+    if can_be_run(&"/bin/sh") {
+        tracing::info!("No runscript found in container, executing /bin/sh");
+        return "/bin/sh".into();
+    }
+    tracing::error!("No runscript and no /bin/sh executable found in container, aborting");
+    std::process::exit(1)
+}
+
 /// Bytes of a runscript at most that is looked into.
 const RUNSCRIPT_BYTES_LIMIT: u64 = 1 << 20;
 
 /// ENTRYPOINT and CMD as the image's script has them, if it is one that only starts these.
 fn own_words() -> Option<(Vec<OsString>, Vec<OsString>)> {
+    rustix::fs::access(RUNSCRIPT, Access::EXEC_OK).ok()?;
     let script = fs::metadata(RUNSCRIPT).ok()?;
     if !script.is_file() || script.len() > RUNSCRIPT_BYTES_LIMIT {
         return None;

@@ -21,7 +21,7 @@ use crate::container::in_one_line;
 use crate::container::namespaces;
 use crate::container::plan::{Options, TargetKind};
 use crate::container::scripts;
-use crate::setting::Error;
+use crate::setting::{Error, image_or_directory};
 
 /// Headings of the help, in the order in which people look for options.
 const FILES: &str = "What the program sees of this machine";
@@ -124,9 +124,10 @@ pub struct Args {
     /// Do not pass the umask on: 0022 in the container
     #[arg(help_heading = VARIABLES, long)]
     pub(super) no_umask: bool,
-    /// Let the program write into the image, a SIF with an overlay in it, and keep that there
+    /// Let the program write into the image, and keep that there: a directory, or a SIF with an overlay in it
     ///
-    /// `sifon overlay create FILE.sif` makes such an overlay. Without this option it is only shown.
+    /// A directory is shown as it is then: what has no place in it is left out. `sifon overlay create FILE.sif` makes an overlay in a
+    /// SIF. Without this option both are only shown.
     #[arg(help_heading = WRITING, short = 'w', long)]
     pub(super) writable: bool,
     /// Let the program write into the image; what it writes is in memory and gone with it
@@ -385,6 +386,7 @@ impl Args {
             devices,
             name_servers: self.dns.clone(),
             directory: self.pwd.clone(),
+            adds_no_names: false,
         })
     }
 
@@ -442,6 +444,7 @@ impl Args {
             asked.extend(variables);
         }
         asked.extend(assignments(&self.env)?);
+        let container = container_of(image);
         Ok(Sources {
             host,
             image: Variables::new(),
@@ -449,8 +452,8 @@ impl Args {
             is_clean: self.cleanenv,
             is_literal: self.no_eval,
             home: home.map(|home| home.as_os_str().as_bytes().to_vec()),
-            name: name_of(image.as_bytes()).to_vec(),
-            container: container_of(image).into_vec(),
+            name: name_of(container.as_bytes()).to_vec(),
+            container: container.into_vec(),
             bind,
             command: action.verb().into(),
             app: self.app.clone(),
@@ -630,12 +633,24 @@ fn named(piece: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// The image as a program in it finds it named: where a file is, from the root, because the program may start elsewhere.
 fn container_of(image: &OsStr) -> OsString {
-    match Reference::parse(image) {
-        Ok(Reference::File(path)) => {
-            std::path::absolute(path).map_or_else(|_| image.into(), PathBuf::into_os_string)
+    let path = match image_or_directory(image) {
+        Ok(Reference::Directory(path)) => Some(without_dots(&path)),
+        Ok(Reference::File(path)) => Some(path),
+        _ => None,
+    };
+    path.map_or_else(|| image.into(), PathBuf::into_os_string)
+}
+
+/// The path with `..` taken as the way back to what stands before it, whatever is a link: a name, as Singularity writes it.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path {
+        match part == ".." {
+            true => _ = plain.pop(),
+            false => plain.push(part),
         }
-        _ => image.into(),
     }
+    plain
 }
 
 /// What the image is called inside: the last part of its name.

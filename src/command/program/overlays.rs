@@ -47,7 +47,7 @@ impl Args {
         }
         if self.writable && self.writable_tmpfs {
             tracing::warn!(
-                "--writable-tmpfs is passed over: with --writable, the image's own overlay is written to"
+                "--writable-tmpfs is passed over: with --writable, the image itself is written to"
             );
         }
         Ok(Writable {
@@ -70,6 +70,9 @@ impl Args {
         }
         if !self.overlay.is_empty() {
             return Err("cannot use --overlay in conjunction with --writable".into());
+        }
+        if let Reference::Directory(_) = reference {
+            return Ok(None);
         }
         let Some(place) = found else {
             if let Reference::File(file) = reference {
