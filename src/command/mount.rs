@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sifon_mount::daemon::{self, Announcer, LaunchError, Mount, MountError, Options, Stop, Target};
@@ -152,8 +151,7 @@ fn opened(
     extras: &Extras,
     progress: &OnProgress,
 ) -> Result<Opened, Error> {
-    let timeout = context.settings.open.registry.timeout;
-    let opened = with_singularitys_layer(reference, timeout, |on_top| {
+    let opened = with_singularitys_layer(reference, |on_top| {
         let on_top = extras.singularity.then_some(on_top);
         context.open_for_programs(reference, progress, on_top)
     })?;
@@ -166,7 +164,6 @@ fn opened(
 /// What `open` gives, which is told what to lay on top of an image so that Singularity takes it for one of its own.
 pub(super) fn with_singularitys_layer<T>(
     reference: &Reference,
-    timeout: Duration,
     open: impl FnOnce(&OnTop<'_>) -> T,
 ) -> T {
     open(&OnTop {
@@ -174,10 +171,10 @@ pub(super) fn with_singularitys_layer<T>(
             "Singularity's names {} of {reference}",
             pack::layer::VERSION
         ),
-        layer: &|image, description| {
+        layer: &|below, description| {
             let origin =
                 Origin::of(&reference.to_string()).with_manifest(description.manifest_digest);
-            pack::layer::layer(image, &description.config, &origin, timeout)
+            pack::layer::layer(below, &description.config, &origin)
         },
     })
 }

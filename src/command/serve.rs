@@ -139,7 +139,7 @@ impl StoredImages {
         let told = Arc::clone(opening);
         let progress: OnProgress = Arc::new(move |step| told.step(&step));
         let timeout = settings.open.registry.timeout;
-        let opened = with_singularitys_layer(&reference, timeout, |on_top| {
+        let opened = with_singularitys_layer(&reference, |on_top| {
             let with = ForPrograms {
                 on_top: (!request.is_bare).then_some(on_top),
                 source: self.asked_for(request),

@@ -5,7 +5,7 @@ use std::io;
 
 use sifon_mount::layer::entry::{Timestamp, shown};
 
-use super::node::{Content, PackKind, PackNode, Source, Standing};
+use super::node::{Content, PackKind, PackNode, Source, Standing, Standings};
 use super::path::walk_order;
 
 /// A name that the packed file system has in place of what the image has there.
@@ -17,6 +17,33 @@ pub struct Addition {
     pub kind: AdditionKind,
     /// Permission bits.
     pub mode: u16,
+}
+
+impl Addition {
+    /// All of these, in the order of [`Source::nodes`], with the directories above them.
+    pub fn with_directories(mut additions: Vec<Self>) -> Vec<Self> {
+        for index in 0..additions.len() {
+            let path = additions[index].path.clone();
+            let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+            additions.extend(slashes.map(|(at, _)| Self {
+                path: path[..at].to_vec(),
+                kind: AdditionKind::Directory,
+                mode: 0o755,
+            }));
+        }
+        // A stable sort: of several at one path the first stays, which is not a directory made on the way.
+        additions.sort_by(|one, other| walk_order(&one.path, &other.path));
+        additions.dedup_by(|next, first| next.path == first.path);
+        additions
+    }
+
+    /// Whether an image in which `standings` are has it not yet: directories that are there stay as they are.
+    pub fn is_new(&self, standings: &Standings<'_>) -> io::Result<bool> {
+        Ok(match self.kind {
+            AdditionKind::Directory => standings(&self.path)? != Some(Standing::Directory),
+            AdditionKind::File(_) | AdditionKind::Symlink(_) => true,
+        })
+    }
 }
 
 /// What is added.
@@ -39,41 +66,12 @@ pub struct Contents<'a> {
 
 impl<'a> Contents<'a> {
     /// `additions` with the time `mtime` in `source`. Directories above an addition are added where they are missing.
-    pub fn new(source: &'a dyn Source, mut additions: Vec<Addition>, mtime: Timestamp) -> Self {
-        for index in 0..additions.len() {
-            let path = additions[index].path.clone();
-            let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-            additions.extend(slashes.map(|(at, _)| Addition {
-                path: path[..at].to_vec(),
-                kind: AdditionKind::Directory,
-                mode: 0o755,
-            }));
-        }
-        // A stable sort: of several at one path the first stays, which is not a directory made on the way.
-        additions.sort_by(|one, other| walk_order(&one.path, &other.path));
-        additions.dedup_by(|next, first| next.path == first.path);
+    pub fn new(source: &'a dyn Source, additions: Vec<Addition>, mtime: Timestamp) -> Self {
         Self {
             source,
-            additions,
+            additions: Addition::with_directories(additions),
             mtime,
         }
-    }
-
-    /// What is added, in the order of [`Source::nodes`]: without directories that the image has.
-    pub fn additions(&self) -> impl Iterator<Item = io::Result<&Addition>> + '_ {
-        let is_new = |addition: &Addition| match addition.kind {
-            AdditionKind::Directory => {
-                Ok(self.source.standing(&addition.path)? != Some(Standing::Directory))
-            }
-            AdditionKind::File(_) | AdditionKind::Symlink(_) => Ok(true),
-        };
-        self.additions
-            .iter()
-            .filter_map(move |addition| match is_new(addition) {
-                Ok(true) => Some(Ok(addition)),
-                Ok(false) => None,
-                Err(err) => Some(Err(err)),
-            })
     }
 
     /// Every name, in the order of [`Source::nodes`].

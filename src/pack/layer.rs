@@ -4,44 +4,44 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Duration;
 
-use sifon_mount::image::Image;
-use sifon_mount::layer::entry::Timestamp;
+use sifon_mount::image::open::Below;
 use sifon_mount::source::manifest::ImageConfig;
-use sifon_mount::tree::NodeId;
+use sifon_mount::tree::Step;
 
-use super::contents::{AdditionKind, Contents};
-use super::image::TreeSource;
-use super::kept;
+use super::contents::{Addition, AdditionKind};
+use super::node::Standing;
 use super::singularity::{Config, Origin, Texts};
 
 /// Changes when the same image, configuration and origin are given another layer than before.
 pub const VERSION: u32 = 1;
 
-/// The layer as a tar stream, with the names that a SIF of `image` would have beside the image's own; none if the image is a
+/// The layer as a tar stream, with the names that a SIF of the image would have beside the image's own; none if the image is a
 /// file of Singularity's, which brings its scripts. The same image, configuration and origin give the same bytes.
-pub fn layer(
-    image: &Image,
-    config: &ImageConfig,
-    origin: &Origin,
-    timeout: Duration,
-) -> io::Result<Option<Vec<u8>>> {
-    let source = TreeSource::new(image, timeout);
-    if kept(&source, origin)?.is_some() {
+pub fn layer(below: &Below, config: &ImageConfig, origin: &Origin) -> io::Result<Option<Vec<u8>>> {
+    let standings = |path: &[u8]| {
+        let step = below.standing(path).map_err(io::Error::other)?;
+        Ok(step.map(|step| match step {
+            Step::Directory => Standing::Directory,
+            Step::Symlink(target) => Standing::Symlink(target.into_owned()),
+            Step::Other => Standing::File,
+        }))
+    };
+    if origin.is_file() && Texts::are_at(&standings)? {
         return Ok(None);
     }
     let config = Config::of(config)?;
-    let additions = Texts::new(&config, origin)?.additions(&source)?;
-    let contents = Contents::new(&source, additions, Timestamp::default());
-    let root = image.node(NodeId::ROOT).map_err(io::Error::other)?;
+    let additions = Texts::new(&config, origin)?.additions(&standings)?;
+    let (uid, gid) = below.root_owner().map_err(io::Error::other)?;
     let mut tar = tar::Builder::new(Vec::new());
-    for addition in contents.additions() {
-        let addition = addition?;
+    for addition in Addition::with_directories(additions) {
+        if !addition.is_new(&standings)? {
+            continue;
+        }
         let mut header = tar::Header::new_gnu();
         header.set_mode(addition.mode.into());
-        header.set_uid(root.uid.into());
-        header.set_gid(root.gid.into());
+        header.set_uid(uid.into());
+        header.set_gid(gid.into());
         header.set_mtime(u64::try_from(config.created).unwrap_or_default());
         header.set_size(0);
         let path = Path::new(OsStr::from_bytes(&addition.path));

@@ -239,7 +239,8 @@ pub fn unpack(
     let config = Config::of(config).map_err(failed)?;
     let additions = match kept(&source, origin).map_err(failed)? {
         Some(_) => Ok(Vec::new()),
-        None => Texts::new(&config, origin).and_then(|texts| texts.additions(&source)),
+        None => Texts::new(&config, origin)
+            .and_then(|texts| texts.additions(&|path| source.standing(path))),
     };
     let created = Timestamp {
         secs: options.created.unwrap_or(config.created),
@@ -363,7 +364,7 @@ fn write(
         Some(texts) => (texts, Vec::new()),
         None => {
             let texts = Texts::new(&config, origin)?;
-            let additions = texts.additions(source)?;
+            let additions = texts.additions(&|path| source.standing(path))?;
             (texts, additions)
         }
     };

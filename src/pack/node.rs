@@ -85,6 +85,9 @@ pub enum Standing {
     File,
 }
 
+/// Tells what stands at a path; no symlink is followed, a path through one finds nothing.
+pub type Standings<'a> = dyn Fn(&[u8]) -> io::Result<Option<Standing>> + 'a;
+
 /// An image as the packer sees it.
 pub trait Source: Sync {
     /// Every name, a directory before what is in it and siblings sorted by their bytes; the root comes first.

@@ -6,7 +6,7 @@ use std::io;
 
 use sifon_mount::tree::{Paths, Step, followed};
 
-use super::node::{Source, Standing};
+use super::node::{Standing, Standings};
 
 /// Paths in the order of a walk: by components, each by its bytes.
 pub fn walk_order(one: &[u8], other: &[u8]) -> Ordering {
@@ -26,8 +26,8 @@ pub enum Resolved {
 }
 
 /// Where `path` leads for a process whose root is the image; see [`followed`].
-pub fn resolved(source: &dyn Source, path: &[u8]) -> io::Result<Resolved> {
-    let Ok(way) = followed(&Followable(source), path)? else {
+pub fn resolved(standings: &Standings<'_>, path: &[u8]) -> io::Result<Resolved> {
+    let Ok(way) = followed(&Followable(standings), path)? else {
         return Ok(Resolved::Blocked);
     };
     Ok(match way.missing().len() {
@@ -43,8 +43,8 @@ struct Place {
     standing: Standing,
 }
 
-/// A source as paths see it.
-struct Followable<'a>(&'a dyn Source);
+/// What stands somewhere as paths see it.
+struct Followable<'a>(&'a Standings<'a>);
 
 impl<'a> Paths<'a> for Followable<'_> {
     type Id = Place;
@@ -63,7 +63,7 @@ impl<'a> Paths<'a> for Followable<'_> {
             path.push(b'/');
         }
         path.extend_from_slice(name);
-        let standing = self.0.standing(&path)?;
+        let standing = (self.0)(&path)?;
         Ok(standing.map(|standing| Place { path, standing }))
     }
 
@@ -78,6 +78,7 @@ impl<'a> Paths<'a> for Followable<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::node::Source;
     use super::super::sample::Sample;
     use super::*;
 
@@ -108,7 +109,7 @@ mod tests {
             ("file/x", Resolved::Blocked),
         ] {
             assert_eq!(
-                resolved(&source, path.as_bytes()).unwrap(),
+                resolved(&|path| source.standing(path), path.as_bytes()).unwrap(),
                 expected,
                 "{path}"
             );

@@ -12,7 +12,7 @@ use sifon_mount::source::manifest::ImageConfig;
 
 use super::contents::{Addition, AdditionKind};
 use super::date::{self, Date};
-use super::node::{Source, Standing};
+use super::node::{Standing, Standings};
 use super::path::{Resolved, resolved};
 use super::shell;
 use super::squashfs::Compression;
@@ -141,6 +141,9 @@ pub struct Texts {
     pub labels: BTreeMap<String, String>,
 }
 
+/// What `run` starts: who has it was made by Singularity, or by us.
+const RUNSCRIPT: &str = ".singularity.d/runscript";
+
 /// Names of the scripts that `inspect --environment` shows, with their directory.
 const ENV_IMAGE: &str = ".singularity.d/env/10-docker2singularity.sh";
 const ENV_OWN: &str = ".singularity.d/env/90-environment.sh";
@@ -202,7 +205,7 @@ impl Texts {
     /// text of a regular file by its path.
     pub fn kept(file: impl Fn(&str) -> io::Result<Option<String>>) -> io::Result<Option<Self>> {
         let text = |name: &str| file(&format!(".singularity.d/{name}"));
-        let Some(runscript) = text("runscript")? else {
+        let Some(runscript) = file(RUNSCRIPT)? else {
             return Ok(None);
         };
         let labels = text("labels.json")?.unwrap_or_default();
@@ -212,6 +215,11 @@ impl Texts {
             environment: file(ENV_IMAGE)?.unwrap_or_default(),
             labels: serde_json::from_str(&labels).unwrap_or_default(),
         }))
+    }
+
+    /// Whether a root file system in which `standings` are has such scripts, as far as that is told without reading them.
+    pub fn are_at(standings: &Standings<'_>) -> io::Result<bool> {
+        Ok(standings(RUNSCRIPT.as_bytes())? == Some(Standing::File))
     }
 
     /// The object that `apptainer inspect` reads, so that it need not start a shell in the image.
@@ -245,15 +253,15 @@ impl Texts {
         bytes
     }
 
-    /// Everything to be added to the image `source`.
-    pub fn additions(&self, source: &dyn Source) -> io::Result<Vec<Addition>> {
+    /// Everything to be added to an image in which `standings` are.
+    pub fn additions(&self, standings: &Standings<'_>) -> io::Result<Vec<Addition>> {
         let mut additions = self.singularity_d();
         for path in DIRECTORIES {
-            if let Resolved::Missing(path) = resolved(source, path.as_bytes())? {
+            if let Resolved::Missing(path) = resolved(standings, path.as_bytes())? {
                 additions.push(directory(path));
             }
         }
-        let etc = match resolved(source, b"etc")? {
+        let etc = match resolved(standings, b"etc")? {
             Resolved::Found(etc, Standing::Directory) | Resolved::Missing(etc) => etc,
             _ => b"etc".to_vec(),
         };
@@ -263,7 +271,7 @@ impl Texts {
         }
         for (path, target) in LINKS {
             // A link of an earlier Singularity leads to what is about to be added.
-            match resolved(source, path.as_bytes())? {
+            match resolved(standings, path.as_bytes())? {
                 Resolved::Found(..) => {}
                 _ => additions.push(Addition {
                     path: path.into(),
@@ -330,7 +338,7 @@ mod tests {
     use sifon_mount::layer::entry::Timestamp;
 
     use super::super::contents::Contents;
-    use super::super::node::PackKind;
+    use super::super::node::{PackKind, Source};
     use super::super::sample::Sample;
     use super::*;
 
@@ -352,7 +360,7 @@ mod tests {
     }
 
     fn added(source: &Sample) -> BTreeMap<String, (PackKind, u16)> {
-        let additions = texts().additions(source).unwrap();
+        let additions = texts().additions(&|path| source.standing(path)).unwrap();
         Contents::new(source, additions, Timestamp::default())
             .nodes()
             .map(|node| node.unwrap())

@@ -136,7 +136,9 @@ fn programs(source: &dyn Source, config: &Config) -> io::Result<HashSet<Vec<u8>>
     let mut found = HashSet::new();
     for name in names {
         let name = name.trim_matches('/');
-        if let Resolved::Found(path, Standing::File) = resolved(source, name.as_bytes())? {
+        if let Resolved::Found(path, Standing::File) =
+            resolved(&|path| source.standing(path), name.as_bytes())?
+        {
             found.insert(path);
         }
     }

@@ -83,16 +83,6 @@ impl Chunks {
         }
     }
 
-    /// These with one more layer on top. What is on its way for the one comes for the other, too.
-    pub fn with_layer(&self, layer: Arc<LayerChunks>) -> Self {
-        Self {
-            layers: self.layers.iter().cloned().chain([layer]).collect(),
-            memory: Arc::clone(&self.memory),
-            flights: Arc::clone(&self.flights),
-            fetcher: Arc::clone(&self.fetcher),
-        }
-    }
-
     /// The layers, bottom first.
     pub fn layers(&self) -> &[Arc<LayerChunks>] {
         &self.layers

@@ -76,53 +76,31 @@ pub(super) struct Expected {
     pub directories: Vec<u8>,
 }
 
-/// What is fetched ahead for an image, from its beginning on.
-pub(super) struct Begun {
-    /// What was read before, once that is known.
-    profile: Receiver<Option<Arc<Profile>>>,
-}
-
-/// Begins to fetch ahead. The profile is read aside: nobody waits for it.
+/// Begins to fetch ahead for programs that read `image`: what was read before, on the course that is known, or else what goes
+/// with a program that starts, and with those that begin to be read from now on. The profile is read aside: nobody waits for it.
 pub(super) fn begin(
     store: &Arc<Store>,
     manifest: Digest,
     image: &Arc<Image>,
     chunks: &Arc<Chunks>,
     program: Option<Expected>,
-) -> Begun {
-    let (tell, told) = bounded(1);
+) {
+    let (tell, programs) = bounded(STARTED_LIMIT);
+    image.tell_of_programs(tell);
     let (store, image, chunks) = (Arc::clone(store), Arc::clone(image), Arc::clone(chunks));
-    started(move || {
-        let profile = profile(&store, manifest).map(Arc::new);
-        let _ = tell.send(profile.clone());
-        match profile {
-            Some(profile) => replay(&profile, &image, &chunks),
-            None => begin_anew(&image, &chunks, program.as_ref()),
+    started(move || match profile(&store, manifest) {
+        Some(profile) => {
+            drop(programs);
+            replay(&profile, &image, &chunks);
+            course::accompany(&profile, &image, &chunks);
+        }
+        None => {
+            let open = (Arc::downgrade(&image), Arc::downgrade(&chunks));
+            // They end when nobody has the image open any more, and so does the thread.
+            started(move || watch(&programs, &open));
+            begin_anew(&image, &chunks, program.as_ref());
         }
     });
-    Begun { profile: told }
-}
-
-impl Begun {
-    /// Goes on for programs that read `image`, perhaps the same with a layer more: on the course that is known, or else with a look at
-    /// what begins to be read from now on.
-    pub fn go_on(self, image: &Arc<Image>, chunks: &Arc<Chunks>) {
-        let (tell, programs) = bounded(STARTED_LIMIT);
-        image.tell_of_programs(tell);
-        let (image, chunks) = (Arc::clone(image), Arc::clone(chunks));
-        started(move || match self.profile.recv().ok().flatten() {
-            Some(profile) => {
-                drop(programs);
-                course::accompany(&profile, &image, &chunks);
-            }
-            None => {
-                // They end when nobody has the image open any more, and so does the thread.
-                let open = (Arc::downgrade(&image), Arc::downgrade(&chunks));
-                drop((image, chunks));
-                watch(&programs, &open);
-            }
-        });
-    }
 }
 
 /// Has brought what goes with each of the `programs` and libraries, as they begin to be read.

@@ -24,7 +24,7 @@ use crate::registry;
 use crate::source::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
 use crate::source::{Source, SourceError};
 use crate::store::{self, ImageRecord, Lease, Name, Store};
-use crate::tree::{MergeError, Tree, TreeError};
+use crate::tree::{MergeError, Merger, Tree, TreeError};
 
 /// The media type of a layer that is a tar stream as it is.
 const TAR_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -200,12 +200,15 @@ pub fn open(
 /// A layer's tar stream, or none if none is needed; or why it could not be made.
 pub type TarOrNone = io::Result<Option<Vec<u8>>>;
 
+/// An image's own layers, merged, without a layer on top.
+pub type Below = Merger<Arc<Table>>;
+
 /// A layer of the caller's own for the top of an image.
 pub struct OnTop<'a> {
     /// What the layer depends on beside the image, so that it is made once: of one name an image is given the same bytes.
     pub name: &'a str,
-    /// Makes the layer, a tar stream, and may look into the image for that; none if the image needs none.
-    pub layer: &'a dyn Fn(&Image, &Description) -> TarOrNone,
+    /// Makes the layer, a tar stream, for what is below it; none if that needs none.
+    pub layer: &'a dyn Fn(&Below, &Description) -> TarOrNone,
 }
 
 /// What goes with an image that programs will see.
@@ -276,56 +279,38 @@ fn opened(
         name,
         directories: directories_of(&description.config.env),
     });
-    let begin_ahead = |image: &Arc<Image>, chunks: &Arc<Chunks>| {
-        is_fetched_ahead.then(|| ahead::begin(store, manifest, image, chunks, first.clone()))
-    };
     let on_top = on_top.map(|on_top| (on_top, on_top.name_above(&layers, manifest)));
     let kept = on_top.and_then(|(_, name)| store.top(name));
-    // Only to make what lies on top, the image is opened without it first.
-    let mut without = None;
     let made = match (on_top, kept) {
         (None, _) => Ok(None),
         (Some(_), Some(kept)) => Ok(kept),
         (Some((on_top, name)), None) => {
-            let (_, tree) = opener.tree(&layers, &mut merged)?;
-            let chunks = opener.chunks(&layers);
-            let image = readable(tree, &chunks);
-            // It goes on for the image with another layer.
-            let begun = begin_ahead(&image, &chunks);
-            let made = (on_top.layer)(&image, &description);
+            merged.add_all(&layers)?;
+            let made = (on_top.layer)(&merged.merger, &description);
             if let Ok(made) = &made {
                 store.keep_top(name, made.as_deref());
             }
-            without = Some((chunks, begun));
             made
         }
     };
     let (mut top, mut tree_below) = (None, None);
-    let mut layer_on_top = None;
     let has_layer_on_top = match made {
         Ok(tar) => {
             top = on_top.map(|(_, name)| name);
+            let has_one = tar.is_some();
             if let Some(tar) = tar {
-                let layer = opener.layer_on_top(tar)?;
                 tree_below = Some(tree_key_of(&layers));
-                layers.push(Arc::clone(&layer));
-                layer_on_top = Some(layer);
+                layers.push(opener.layer_on_top(tar)?);
             }
-            Ok(layer_on_top.is_some())
+            Ok(has_one)
         }
         Err(err) => Err(err),
     };
     let (key, tree) = opener.tree(&layers, &mut merged)?;
-    let (chunks, begun) = match without {
-        None => (opener.chunks(&layers), None),
-        Some((chunks, begun)) => match layer_on_top {
-            None => (chunks, Some(begun)),
-            Some(layer) => (Arc::new(chunks.with_layer(layer)), Some(begun)),
-        },
-    };
+    let chunks = opener.chunks(&layers);
     let image = readable(tree, &chunks);
-    if let Some(begun) = begun.unwrap_or_else(|| begin_ahead(&image, &chunks)) {
-        begun.go_on(&image, &chunks);
+    if is_fetched_ahead {
+        ahead::begin(store, manifest, &image, &chunks, first);
     }
     let tables = image.tables();
     let record = ImageRecord {
@@ -425,8 +410,7 @@ impl Opener<'_> {
         layers: &[Arc<LayerChunks>],
         merged: &mut Merged,
     ) -> Result<(Digest, Tree), OpenError> {
-        let tables: Vec<&Arc<Table>> = layers.iter().map(|layer| layer.table()).collect();
-        let digests: Vec<Digest> = tables.iter().map(|table| table.layer()).collect();
+        let digests: Vec<Digest> = layers.iter().map(|layer| layer.table().layer()).collect();
         let key = tree_key_of(layers);
         if let Some(tree) = self.store.tree(key)
             && tree.layers().is_ok_and(|layers| layers == digests)
@@ -435,12 +419,7 @@ impl Opener<'_> {
             return Ok((key, tree));
         }
         tracing::debug!("tree of {} layers: merged now", digests.len());
-        for table in tables.into_iter().skip(merged.layers) {
-            merged.add(table);
-        }
-        if let Some(refused) = merged.refused.take() {
-            return Err(refused.into());
-        }
+        merged.add_all(layers)?;
         let mut refused = None;
         let sealed = self
             .store

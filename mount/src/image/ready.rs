@@ -211,6 +211,14 @@ impl Merged {
         }
         self.layers += 1;
     }
+
+    /// Adds those of all `layers`, bottom first, that are missing.
+    pub fn add_all(&mut self, layers: &[Arc<LayerChunks>]) -> Result<(), MergeError> {
+        for layer in layers.iter().skip(self.layers) {
+            self.add(layer.table());
+        }
+        self.refused.take().map_or(Ok(()), Err)
+    }
 }
 
 /// Dropped, it tells all that one layer has failed, however that came about.

@@ -21,6 +21,9 @@ const VERSION: &str = "v1";
 /// Temporary files of other machines are left alone for this long.
 const DRAFT_AGE_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
+/// A layer of so few bytes is streamed again sooner than a disk answers that it has them.
+const UNSYNCED_BYTES: u64 = 1 << 20;
+
 /// What describes a layer of a million files on its way into a table takes less.
 const SCRATCH_BYTES: u64 = 256 << 20;
 
@@ -253,21 +256,18 @@ impl Directory {
         Ok(Draft::named(file, path))
     }
 
-    /// Syncs a draft and gives it its name; a file that already has that name is replaced.
+    /// Gives a native layer its name; a file that already has that name is replaced. One that would take long to make again is
+    /// synced before.
     pub fn seal(&self, draft: Draft, name: Name) -> io::Result<File> {
-        self.seal_at(draft, &name.path())
-    }
-
-    /// As [`Directory::seal`], for files that are no part of an image; `path` counts from this directory.
-    pub fn seal_at(&self, draft: Draft, path: &Path) -> io::Result<File> {
-        if !self.is_writable || draft.is_outside() {
-            return draft.file();
+        let is_kept = self.is_writable && !draft.is_outside();
+        if is_kept && draft.as_file().metadata()?.len() > UNSYNCED_BYTES {
+            draft.as_file().sync_data()?;
         }
-        draft.as_file().sync_data()?;
-        self.place_at(draft, path)
+        self.place_at(draft, &name.path())
     }
 
-    /// As [`Directory::seal_at`], without waiting for the disk: after a loss of power the file may be empty.
+    /// Gives a draft its name, without waiting for the disk: after a loss of power the file may be empty. `path` counts from
+    /// this directory.
     pub fn place_at(&self, draft: Draft, path: &Path) -> io::Result<File> {
         if !self.is_writable || draft.is_outside() {
             return draft.file();

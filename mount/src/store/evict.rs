@@ -113,7 +113,7 @@ impl Store {
             if there.is_none_or(|there| there != bytes) || !touched(&self.own.path().join(&path)) {
                 let mut draft = self.draft()?;
                 draft.write_all(&bytes)?;
-                self.own.seal_at(draft, &path)?;
+                self.own.place_at(draft, &path)?;
             }
             Lease::take(self, record.manifest)
         };

@@ -19,9 +19,9 @@
 //!
 //! Sealed files are written under no name or a temporary one, renamed, mode 0444, never changed. Tables and trees say which
 //! digests to expect, so they are taken only from directories that nobody but the user (or somebody the user trusts) can
-//! write to, and if their checksum is right; everything else is checked whenever it is read. Native layers are synced before they
-//! get their names; what is made again in a moment is not: a mount does not wait for the disk, and after a loss of power
-//! the checksum or the digest tells what is missing. Nothing here ever fails a read: what cannot be kept is not kept.
+//! write to, and if their checksum is right; everything else is checked whenever it is read. Large native layers are synced
+//! before they get their names; what is made again in a moment is not: a mount does not wait for the disk, and after a loss
+//! of power the checksum or the digest tells what is missing, and an empty file says nothing. Nothing here ever fails a read: what cannot be kept is not kept.
 
 mod checksum;
 mod directory;

@@ -39,7 +39,7 @@ pub(super) fn remember(store: &Store, reference: &str, digest: Digest) -> io::Re
     };
     let mut draft = store.draft()?;
     draft.write_all(&serde_json::to_vec(&memory)?)?;
-    store.own.seal_at(draft, &path(reference))?;
+    store.own.place_at(draft, &path(reference))?;
     Ok(())
 }
 

@@ -171,6 +171,30 @@ fn a_site_store_is_asked_after_the_own_one_and_never_written_to() {
 }
 
 #[test]
+fn what_a_loss_of_power_left_empty_is_as_if_it_were_not_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store_in(directory.path());
+    let (day, digest) = (Duration::from_secs(24 * 3600), Digest::of(b"image"));
+    let record = record("docker://example.org/a", &[digest]);
+    let kept = || {
+        store.remember_tag("docker://example.org/a", digest);
+        drop(store.lease(&record).expect("the store can be written to"));
+    };
+    kept();
+    for part in ["tags", "images"] {
+        for file in files_below(&directory.path().join("store/v1").join(part)) {
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+    }
+    assert_eq!(store.tag("docker://example.org/a", day), None);
+    assert!(store.images().is_empty());
+    kept();
+    assert_eq!(store.tag("docker://example.org/a", day), Some(digest));
+    assert_eq!(store.images().len(), 1);
+}
+
+#[test]
 fn a_tag_is_remembered_for_its_time() {
     let directory = tempfile::tempdir().unwrap();
     let store = store_in(directory.path());

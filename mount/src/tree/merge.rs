@@ -90,6 +90,30 @@ impl<T: Deref<Target = Table>> Merger<T> {
         merging.add(number)
     }
 
+    /// What stands at `path` in the layers so far; no symbolic link is followed, a path through one finds nothing.
+    pub fn standing(&self, path: &[u8]) -> Result<Option<Step<'_>>, TableError> {
+        let mut node = Draft::ROOT;
+        let names = path.split(|&byte| byte == b'/');
+        for name in names.filter(|name| !name.is_empty()) {
+            match self.draft.find(node, name) {
+                Some(name) => node = self.draft.node(name),
+                None => return Ok(None),
+            }
+        }
+        step(&self.draft, &self.layers, node).map(Some)
+    }
+
+    /// User and group that the root directory belongs to.
+    pub fn root_owner(&self) -> Result<(u32, u32), TableError> {
+        match self.draft.origin(Draft::ROOT) {
+            Origin::Implied => Ok((0, 0)),
+            Origin::Entry { layer, index } => {
+                let (root, _) = self.layers[usize::from(layer)].entry(index.into())?;
+                Ok((root.uid, root.gid))
+            }
+        }
+    }
+
     /// Writes the tree of the layers so far to `to`.
     pub fn seal(&self, to: &mut impl Write) -> Result<(), MergeError> {
         seal(&self.draft, &self.layers, to)
@@ -367,17 +391,24 @@ impl<'a, T: Deref<Target = Table>> Paths<'a> for DraftPaths<'_, 'a, T> {
     }
 
     fn step(&self, node: &NodeIndex) -> Result<Step<'a>, Obstacle> {
-        let node = *node;
-        let Origin::Entry { layer, index } = self.draft.origin(node) else {
-            return Ok(Step::Directory);
-        };
-        Ok(match self.draft.shape(node) {
-            Shape::Directory => Step::Directory,
-            Shape::Other => Step::Other,
-            Shape::Symlink => match self.layers[usize::from(layer)].entry(index.into())?.0.kind {
-                Kind::Symlink { target } => Step::Symlink(target.into()),
-                _ => Step::Other,
-            },
-        })
+        Ok(step(self.draft, self.layers, *node)?)
     }
+}
+
+fn step<'a, T: Deref<Target = Table>>(
+    draft: &Draft,
+    layers: &'a [T],
+    node: NodeIndex,
+) -> Result<Step<'a>, TableError> {
+    let Origin::Entry { layer, index } = draft.origin(node) else {
+        return Ok(Step::Directory);
+    };
+    Ok(match draft.shape(node) {
+        Shape::Directory => Step::Directory,
+        Shape::Other => Step::Other,
+        Shape::Symlink => match layers[usize::from(layer)].entry(index.into())?.0.kind {
+            Kind::Symlink { target } => Step::Symlink(target.into()),
+            _ => Step::Other,
+        },
+    })
 }

@@ -1,5 +1,6 @@
 //! Records, one after another, as files with their pieces and chunks.
 
+use std::borrow::Cow;
 use std::io;
 
 use super::record::Record;
@@ -10,13 +11,13 @@ use crate::layer::landmark::Landmarks;
 use crate::layer::table::{Chunk, ChunkIndex, Piece, PieceRange, TableWriter};
 
 /// Turns records, in their order, into entries, pieces and chunks.
-pub struct Files<'w> {
+pub struct Files<'w, 'a> {
     layout: Layout,
     landmarks: Landmarks,
     writer: &'w mut TableWriter,
     records: u64,
     /// The file whose chunks are being told.
-    file: Option<File>,
+    file: Option<File<'a>>,
     /// The chunks of the last frame or member, which ends where the next one begins.
     last: Vec<Chunk<'static>>,
     /// Chunks in the table already.
@@ -25,9 +26,9 @@ pub struct Files<'w> {
     from: u64,
 }
 
-struct File {
+struct File<'a> {
     /// As the record has it; the records of its chunks repeat it.
-    name: String,
+    name: Cow<'a, str>,
     /// `None` for a file that is not shown.
     entry: Option<Entry>,
     size: u64,
@@ -37,7 +38,7 @@ struct File {
     pieces: Vec<Piece>,
 }
 
-impl<'w> Files<'w> {
+impl<'w, 'a> Files<'w, 'a> {
     pub fn new(layout: Layout, writer: &'w mut TableWriter) -> Self {
         Self {
             layout,
@@ -51,7 +52,7 @@ impl<'w> Files<'w> {
         }
     }
 
-    pub fn record(&mut self, record: &Record<'_>) -> Result<(), TocError> {
+    pub fn record(&mut self, record: &Record<'a>) -> Result<(), TocError> {
         let outcome = if record.kind == "chunk" {
             self.further_chunk(record)
         } else {
@@ -69,7 +70,7 @@ impl<'w> Files<'w> {
         Ok(self.end_chunks(self.layout.end.0)?)
     }
 
-    fn begin_file(&mut self, record: &Record<'_>) -> Result<(), Stop> {
+    fn begin_file(&mut self, record: &Record<'a>) -> Result<(), Stop> {
         let entry = record.entry()?;
         let entry = if self.landmarks.hide(&entry) {
             if Landmarks::ends_lead(&entry) {
@@ -81,7 +82,7 @@ impl<'w> Files<'w> {
         };
         if record.kind == "reg" && record.size > 0 {
             self.file = Some(File {
-                name: record.name.to_string(),
+                name: record.name.clone(),
                 entry,
                 size: record.size,
                 end_offset: record.end_offset,
@@ -96,7 +97,7 @@ impl<'w> Files<'w> {
         }
     }
 
-    fn further_chunk(&mut self, record: &Record<'_>) -> Result<(), Stop> {
+    fn further_chunk(&mut self, record: &Record<'a>) -> Result<(), Stop> {
         match &self.file {
             Some(file) if file.name == record.name => self.chunk(record),
             _ => Err(Problem::Field("a chunk that follows no chunk of its file").into()),
@@ -104,7 +105,7 @@ impl<'w> Files<'w> {
     }
 
     /// The stretch of the current file that `record` tells.
-    fn chunk(&mut self, record: &Record<'_>) -> Result<(), Stop> {
+    fn chunk(&mut self, record: &Record<'a>) -> Result<(), Stop> {
         let file = self.file.as_mut().expect("both callers have a file");
         let (starts, covered) = (record.chunk_offset, file.covered);
         if starts != covered {
@@ -133,7 +134,7 @@ impl<'w> Files<'w> {
     }
 
     /// Notes a chunk, whose packed length the next one will tell.
-    fn begin_chunk(&mut self, record: &Record<'_>, len: u64) -> Result<ChunkIndex, Stop> {
+    fn begin_chunk(&mut self, record: &Record<'a>, len: u64) -> Result<ChunkIndex, Stop> {
         if len > CHUNK_BYTES_LIMIT as u64 {
             return Err(Problem::LargeChunk(len).into());
         }

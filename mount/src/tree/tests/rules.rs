@@ -520,3 +520,43 @@ fn no_layer_at_all_is_an_empty_root() {
     assert_eq!(tree.walk().count(), 1);
     assert_eq!(tree.parent(NodeId::ROOT).unwrap(), NodeId::ROOT);
 }
+
+#[test]
+fn what_is_merged_so_far_tells_what_stands_where_without_following_links() {
+    let layers = [
+        vec![
+            dir(""),
+            dir("a"),
+            file("a/x"),
+            symlink("l", "a"),
+            file("gone"),
+        ],
+        vec![whiteout("gone"), file("b/c")],
+    ];
+    let tables: Vec<Table> = layers.iter().map(|layer| table("layer", layer)).collect();
+    let mut merger = Merger::default();
+    for table in &tables {
+        merger.add(table).unwrap();
+    }
+    let standing = |path: &[u8]| match merger.standing(path).unwrap() {
+        None => "nothing".into(),
+        Some(Step::Directory) => "directory".into(),
+        Some(Step::Symlink(target)) => format!("link to {}", String::from_utf8_lossy(&target)),
+        Some(Step::Other) => String::from("file"),
+    };
+    for (path, expected) in [
+        (&b""[..], "directory"),
+        (b"a", "directory"),
+        (b"a/x", "file"),
+        (b"a/x/y", "nothing"),
+        (b"l", "link to a"),
+        (b"l/x", "nothing"),
+        (b"gone", "nothing"),
+        (b"b", "directory"),
+        (b"b/c", "file"),
+    ] {
+        assert_eq!(standing(path), expected, "{path:?}");
+    }
+    assert_eq!(merger.root_owner().unwrap(), (5, 6));
+    assert_eq!(Merger::<&Table>::default().root_owner().unwrap(), (0, 0));
+}
