@@ -3,15 +3,15 @@
 //! `pkg/chunked/internal/minimal/compression.go`). Here records become entries and chunks.
 
 mod files;
-mod json;
 mod record;
 
+use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, Read};
 
-use serde::de::Error as _;
+use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use files::Files;
-use json::Json;
 use record::Record;
 
 use super::entry::NameError;
@@ -62,7 +62,7 @@ pub(super) fn decompressed(packed: &[u8], plain_len: u64) -> Option<Vec<u8>> {
 pub enum TocError {
     /// Not the JSON that a TOC is.
     #[error("table of contents: not valid")]
-    Json(#[from] serde_json::Error),
+    Json(#[source] serde_json::Error),
     /// Made by something newer than we know.
     #[error("table of contents: version {0}, only 1 is known")]
     Version(u64),
@@ -113,40 +113,120 @@ pub enum Problem {
     LargeChunk(u64),
 }
 
-/// Parses `json`, one TOC and nothing after it, and adds its entries, pieces and chunks to `writer`. Records are handled one by
-/// one as they are parsed, so that memory does not grow with their number.
+/// Parses `json`, one TOC and nothing after it, and adds its entries, pieces and chunks to `writer`.
 pub fn read(json: &[u8], layout: Layout, writer: &mut TableWriter) -> Result<(), TocError> {
-    let text = str::from_utf8(json).map_err(serde_json::Error::custom)?;
-    let mut json = Json::new(text);
     let mut files = Files::new(layout, writer);
-    let (mut version, mut has_entries) = (None, false);
-    json.object(|json, key| {
-        match key {
-            "version" if version.is_some() => return Err(wrong("two versions")),
-            "entries" if has_entries => return Err(wrong("entries twice")),
-            "version" => version = Some(json.number()?),
-            "entries" => {
-                has_entries = true;
-                // How Go writes a list that nothing was added to.
-                if !json.null() {
-                    json.array(|json| files.record(&Record::next(json)?))?;
-                }
-            }
-            _ => json.skip()?,
-        }
-        Ok(())
-    })?;
-    json.end()?;
-    match version {
-        _ if !has_entries => Err(wrong("no entries")),
-        None => Err(wrong("no version")),
-        Some(1) => files.finish(),
-        Some(version) => Err(TocError::Version(version)),
+    let mut failure = None;
+    let seed = TocSeed {
+        files: &mut files,
+        failure: &mut failure,
+    };
+    // Looked at once as a whole, its strings need not be looked at one by one.
+    let parsed = match str::from_utf8(json) {
+        Ok(text) => parsed(serde_json::Deserializer::from_str(text), seed),
+        Err(_) => parsed(serde_json::Deserializer::from_slice(json), seed),
+    };
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    parsed.map_err(TocError::Json)?;
+    files.finish()
+}
+
+fn parsed<'de>(
+    mut parser: serde_json::Deserializer<impl serde_json::de::Read<'de>>,
+    seed: TocSeed<'_, '_>,
+) -> serde_json::Result<()> {
+    seed.deserialize(&mut parser)?;
+    parser.end()
+}
+
+/// The outermost object. Records are handled one by one as they are parsed, so that memory does not
+/// grow with their number; what stopped them is kept beside serde's error, which takes only text.
+struct TocSeed<'s, 'w> {
+    files: &'s mut Files<'w>,
+    failure: &'s mut Option<TocError>,
+}
+
+impl<'de> DeserializeSeed<'de> for TocSeed<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
     }
 }
 
-fn wrong(problem: &'static str) -> TocError {
-    TocError::Json(serde_json::Error::custom(problem))
+impl<'de> Visitor<'de> for TocSeed<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with version and entries")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        let (mut version, mut entries) = (None, None);
+        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
+            match &*key {
+                "version" if version.is_some() => {
+                    return Err(de::Error::duplicate_field("version"));
+                }
+                "entries" if entries.is_some() => {
+                    return Err(de::Error::duplicate_field("entries"));
+                }
+                "version" => version = Some(map.next_value::<u64>()?),
+                "entries" => entries = Some(map.next_value_seed(Records(&mut self))?),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        entries.ok_or_else(|| de::Error::missing_field("entries"))?;
+        match version {
+            Some(1) => Ok(()),
+            Some(version) => Err(self.stopped(TocError::Version(version))),
+            None => Err(de::Error::missing_field("version")),
+        }
+    }
+}
+
+impl TocSeed<'_, '_> {
+    fn stopped<E: de::Error>(&mut self, failure: TocError) -> E {
+        *self.failure = Some(failure);
+        de::Error::custom("stopped")
+    }
+}
+
+struct Records<'r, 's, 'w>(&'r mut TocSeed<'s, 'w>);
+
+impl<'de> DeserializeSeed<'de> for Records<'_, '_, '_> {
+    type Value = ();
+
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Records<'_, '_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of records")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(record) = seq.next_element::<Record<'de>>()? {
+            self.0
+                .files
+                .record(&record)
+                .map_err(|failure| self.0.stopped(failure))?;
+        }
+        Ok(())
+    }
+
+    /// How Go writes a list that nothing was added to.
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

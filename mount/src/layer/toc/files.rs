@@ -1,6 +1,5 @@
 //! Records, one after another, as files with their pieces and chunks.
 
-use std::borrow::Cow;
 use std::io;
 
 use super::record::Record;
@@ -11,13 +10,13 @@ use crate::layer::landmark::Landmarks;
 use crate::layer::table::{Chunk, ChunkIndex, Piece, PieceRange, TableWriter};
 
 /// Turns records, in their order, into entries, pieces and chunks.
-pub struct Files<'w, 'a> {
+pub struct Files<'w> {
     layout: Layout,
     landmarks: Landmarks,
     writer: &'w mut TableWriter,
     records: u64,
     /// The file whose chunks are being told.
-    file: Option<File<'a>>,
+    file: Option<File>,
     /// The chunks of the last frame or member, which ends where the next one begins.
     last: Vec<Chunk<'static>>,
     /// Chunks in the table already.
@@ -26,9 +25,9 @@ pub struct Files<'w, 'a> {
     from: u64,
 }
 
-struct File<'a> {
+struct File {
     /// As the record has it; the records of its chunks repeat it.
-    name: Cow<'a, str>,
+    name: String,
     /// `None` for a file that is not shown.
     entry: Option<Entry>,
     size: u64,
@@ -38,7 +37,7 @@ struct File<'a> {
     pieces: Vec<Piece>,
 }
 
-impl<'w, 'a> Files<'w, 'a> {
+impl<'w> Files<'w> {
     pub fn new(layout: Layout, writer: &'w mut TableWriter) -> Self {
         Self {
             layout,
@@ -52,7 +51,7 @@ impl<'w, 'a> Files<'w, 'a> {
         }
     }
 
-    pub fn record(&mut self, record: &Record<'a>) -> Result<(), TocError> {
+    pub fn record(&mut self, record: &Record<'_>) -> Result<(), TocError> {
         let outcome = if record.kind == "chunk" {
             self.further_chunk(record)
         } else {
@@ -70,7 +69,7 @@ impl<'w, 'a> Files<'w, 'a> {
         Ok(self.end_chunks(self.layout.end.0)?)
     }
 
-    fn begin_file(&mut self, record: &Record<'a>) -> Result<(), Stop> {
+    fn begin_file(&mut self, record: &Record<'_>) -> Result<(), Stop> {
         let entry = record.entry()?;
         let entry = if self.landmarks.hide(&entry) {
             if Landmarks::ends_lead(&entry) {
@@ -82,7 +81,7 @@ impl<'w, 'a> Files<'w, 'a> {
         };
         if record.kind == "reg" && record.size > 0 {
             self.file = Some(File {
-                name: record.name.clone(),
+                name: record.name.to_string(),
                 entry,
                 size: record.size,
                 end_offset: record.end_offset,
@@ -97,7 +96,7 @@ impl<'w, 'a> Files<'w, 'a> {
         }
     }
 
-    fn further_chunk(&mut self, record: &Record<'a>) -> Result<(), Stop> {
+    fn further_chunk(&mut self, record: &Record<'_>) -> Result<(), Stop> {
         match &self.file {
             Some(file) if file.name == record.name => self.chunk(record),
             _ => Err(Problem::Field("a chunk that follows no chunk of its file").into()),
@@ -105,7 +104,7 @@ impl<'w, 'a> Files<'w, 'a> {
     }
 
     /// The stretch of the current file that `record` tells.
-    fn chunk(&mut self, record: &Record<'a>) -> Result<(), Stop> {
+    fn chunk(&mut self, record: &Record<'_>) -> Result<(), Stop> {
         let file = self.file.as_mut().expect("both callers have a file");
         let (starts, covered) = (record.chunk_offset, file.covered);
         if starts != covered {
@@ -134,7 +133,7 @@ impl<'w, 'a> Files<'w, 'a> {
     }
 
     /// Notes a chunk, whose packed length the next one will tell.
-    fn begin_chunk(&mut self, record: &Record<'a>, len: u64) -> Result<ChunkIndex, Stop> {
+    fn begin_chunk(&mut self, record: &Record<'_>, len: u64) -> Result<ChunkIndex, Stop> {
         if len > CHUNK_BYTES_LIMIT as u64 {
             return Err(Problem::LargeChunk(len).into());
         }

@@ -5,92 +5,66 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::de::Error as _;
+use serde::Deserialize;
 
 use super::Problem;
-use super::json::Json;
 use crate::digest::{ChunkDigest, Digest};
 use crate::layer::entry::{Entry, Kind, Timestamp, normalised};
 
 /// One record as JSON has it. Absent fields are zero or empty; others that we do not use are ignored.
-#[derive(Debug, Default)]
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Record<'a> {
+    #[serde(borrow, rename = "type")]
     pub kind: Cow<'a, str>,
+    #[serde(borrow)]
     pub name: Cow<'a, str>,
+    #[serde(borrow, default)]
     pub link_name: Cow<'a, str>,
     /// A tar header's: some writers leave the type's bits in it.
+    #[serde(default)]
     pub mode: i64,
+    #[serde(default)]
     pub size: u64,
+    #[serde(default)]
     pub uid: u32,
+    #[serde(default)]
     pub gid: u32,
+    #[serde(borrow, default)]
     pub modtime: Cow<'a, str>,
+    #[serde(default)]
     pub dev_major: u32,
+    #[serde(default)]
     pub dev_minor: u32,
     /// Values in base64.
+    #[serde(default)]
     pub xattrs: Option<BTreeMap<String, String>>,
+    #[serde(borrow, default)]
     pub digest: Cow<'a, str>,
     /// Where in the blob its first frame or member begins.
+    #[serde(default)]
     pub offset: u64,
     /// Where the last frame of the file's last chunk ends; only containers/storage writes it.
+    #[serde(default)]
     pub end_offset: u64,
     /// How many plain bytes of the frame or member come before the chunk's.
+    #[serde(default)]
     pub inner_offset: u64,
+    #[serde(default)]
     pub chunk_offset: u64,
     /// Zero means up to the end of the file.
+    #[serde(default)]
     pub chunk_size: u64,
+    #[serde(borrow, default)]
     pub chunk_digest: Cow<'a, str>,
+    #[serde(borrow, default)]
     pub chunk_type: Cow<'a, str>,
 }
 
 /// Names and values.
 type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
-impl<'a> Record<'a> {
-    /// The record that comes next in `json`. What it must have are a type and a name; nothing may come twice.
-    pub fn next(json: &mut Json<'a>) -> serde_json::Result<Self> {
-        let mut record = Self::default();
-        let mut seen = 0u32;
-        json.object(|json, key| {
-            macro_rules! taken {
-                ($place:literal, $field:ident, $kind:ident) => {{
-                    record.$field = json.$kind()?;
-                    $place
-                }};
-            }
-            let place = match key {
-                "type" => taken!(0, kind, string),
-                "name" => taken!(1, name, string),
-                "linkName" => taken!(2, link_name, string),
-                "mode" => taken!(3, mode, number),
-                "size" => taken!(4, size, number),
-                "uid" => taken!(5, uid, number),
-                "gid" => taken!(6, gid, number),
-                "modtime" => taken!(7, modtime, string),
-                "devMajor" => taken!(8, dev_major, number),
-                "devMinor" => taken!(9, dev_minor, number),
-                "xattrs" => taken!(10, xattrs, other),
-                "digest" => taken!(11, digest, string),
-                "offset" => taken!(12, offset, number),
-                "endOffset" => taken!(13, end_offset, number),
-                "innerOffset" => taken!(14, inner_offset, number),
-                "chunkOffset" => taken!(15, chunk_offset, number),
-                "chunkSize" => taken!(16, chunk_size, number),
-                "chunkDigest" => taken!(17, chunk_digest, string),
-                "chunkType" => taken!(18, chunk_type, string),
-                _ => return json.skip(),
-            };
-            match seen & 1 << place {
-                0 => seen |= 1 << place,
-                _ => return Err(serde_json::Error::custom(format!("{key} comes twice"))),
-            }
-            Ok(())
-        })?;
-        match seen & 0b11 {
-            0b11 => Ok(record),
-            _ => Err(serde_json::Error::custom("a record without type or name")),
-        }
-    }
-
+impl Record<'_> {
     pub fn entry(&self) -> Result<Entry, Problem> {
         if [&self.name, &self.link_name]
             .iter()
