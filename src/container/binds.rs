@@ -198,7 +198,7 @@ fn require_same_kind(from: &OwnedFd, onto: &OwnedFd) -> Result<(), &'static str>
     }
 }
 
-/// The host's root directory comes with what is mounted on it: the image, on top. Takes that away
+/// The host's root directory comes with what is mounted on it: the image, and perhaps something in front of it. Takes that away
 /// from the copy at `target`, so that the host is seen there.
 fn uncover_host(from: &OwnedFd, target: &Target<'_>) -> Result<(), Errno> {
     let of =
@@ -207,11 +207,13 @@ fn uncover_host(from: &OwnedFd, target: &Target<'_>) -> Result<(), Errno> {
     if of(from)? != of(&root)? {
         return Ok(());
     }
-    let seen = target.open()?;
-    if of(&seen)? == of(from)? {
-        return Ok(());
+    loop {
+        let seen = target.open()?;
+        if of(&seen)? == of(from)? {
+            return Ok(());
+        }
+        rustix::mount::unmount(by_descriptor(&seen), UnmountFlags::DETACH)?;
     }
-    rustix::mount::unmount(by_descriptor(&seen), UnmountFlags::DETACH)
 }
 
 /// The number of the mount that a descriptor leads to; see proc_pid_fdinfo(5).

@@ -12,6 +12,7 @@ use sifon_mount::registry::Credentials;
 
 use super::clients::own_mount_namespace;
 use super::error::Error;
+use super::front;
 use super::meeting::{Group, Met};
 use super::namespaces::{self, Joinable, Privilege};
 use super::outside;
@@ -126,7 +127,7 @@ impl Server {
         let failed = |err| Error::system("the images' server", err);
         let socket = self.stream.as_fd();
         wire::send(socket, &Ask::Start(request), &[]).map_err(failed)?;
-        let mut is_inside = false;
+        let mut own: Option<Joinable> = None;
         loop {
             match wire::receive::<Reply>(socket).map_err(failed)? {
                 Some((Reply::Progress(step), _)) => hears.step(step),
@@ -135,17 +136,23 @@ impl Server {
                     let user = descriptors.into_iter().next();
                     let mount = || namespaces::mount_fuse("/", privilege);
                     let (joinable, connection) = namespaces::enter_and_mount(user, mount)?;
-                    is_inside = true;
                     let mut descriptors = vec![connection.as_fd()];
                     descriptors.extend(joinable.descriptors());
                     wire::send(socket, &MountedHere, &descriptors).map_err(failed)?;
+                    own = Some(joinable);
+                }
+                Some((Reply::Answering, _)) => {
+                    if let Some(Err(err)) = own.as_ref().map(front::put) {
+                        tracing::debug!("{}: programs see the image itself", err.in_one_line());
+                    }
+                    wire::send(socket, &MountedHere, &[]).map_err(failed)?;
                 }
                 Some((Reply::Ready(ready), descriptors)) => {
                     let mut joinable =
                         Joinable::from_descriptors(descriptors).ok_or_else(|| {
                             Error::Refused("the images' server sent no namespaces".into())
                         })?;
-                    if is_inside {
+                    if own.is_some() {
                         joinable.user = None;
                     }
                     return Ok((ready, joinable, Joining(self.stream)));
@@ -175,7 +182,7 @@ impl Server {
         let made = namespaces::in_another_process(|| {
             let server = Self::reach(group, verb, kind)?;
             let (_, joinable, joining) = server.ask(request, Privilege::of_caller(), hears)?;
-            let image = namespaces::join(joinable)?;
+            let image = namespaces::join(joinable, |root| !front::is_one(root))?;
             joining.done()?;
             let shown = match part == Path::new("/") {
                 true => image,

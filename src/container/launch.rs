@@ -16,6 +16,7 @@ use super::client::{Hears, Server};
 use super::directory::{self, Directory};
 use super::environment::{self, Variables};
 use super::error::Error;
+use super::front;
 use super::identity::Identity;
 use super::instance::Detached;
 use super::namespaces::{self, Privilege};
@@ -97,7 +98,10 @@ impl Launch<'_> {
             program: self.program.clone(),
         };
         let (ready, joinable, joining) = server.ask(request, privilege, self.hears)?;
-        let image = namespaces::join(joinable)?;
+        let lays_own = self.directory.is_some() || self.writable.is_wanted();
+        let image = namespaces::join(joinable, |root| {
+            !front::is_one(root) || (!lays_own && front::shows(root, &ready.targets))
+        })?;
         joining.done()?;
         let root = match &self.directory {
             Some(from) => writable::on_directory(&image, from, &self.writable, &self.plan.binds)?,

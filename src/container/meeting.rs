@@ -15,7 +15,7 @@ use std::path::Path;
 use super::wire;
 
 /// Changes when a client and a server of this number would misunderstand each other.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
 /// Names tried before strangers are believed to hold them all.
 const NAMES: u32 = 8;

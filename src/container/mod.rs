@@ -27,6 +27,8 @@ pub mod wire;
 
 pub mod namespaces;
 
+pub mod front;
+
 pub mod directory;
 
 pub mod binds;

@@ -356,9 +356,9 @@ fn hint(setting: impl Fn(&str) -> Option<String>) -> String {
     )
 }
 
-/// Moves this process, which must have a single thread, into `joinable`, and there into a mount
-/// namespace of its own. Its root directory stays the host's. Gives the image's root directory.
-pub fn join(joinable: Joinable) -> Result<OwnedFd, Error> {
+/// Moves this process, which must have a single thread, into `joinable`, and there into a mount namespace of its own. Its root directory
+/// stays the host's. Gives the root directory of what is mounted uppermost, if that `suits`, else of what is mounted below.
+pub fn join(joinable: Joinable, suits: impl FnOnce(&OwnedFd) -> bool) -> Result<OwnedFd, Error> {
     process::require_single_thread("joining namespaces")
         .map_err(|err| Error::system("namespaces", err))?;
     let Joinable { user, mounts, host } = joinable;
@@ -369,16 +369,27 @@ pub fn join(joinable: Joinable) -> Result<OwnedFd, Error> {
         rustix::thread::move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))
             .map_err(entered("user namespace"))?;
     }
-    rustix::thread::move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
-        .map_err(entered("mount namespace"))?;
-    // setns(2) made the image, the topmost mount, root and current directory. Go back below it, and
-    // keep it as current directory, because only root and current directory follow into the copy.
+    let enter_mounts = |mounts: &OwnedFd| {
+        rustix::thread::move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
+            .map_err(entered("mount namespace"))
+    };
+    // setns(2) makes what is mounted uppermost root directory and current directory, and only these two follow into the copy.
+    enter_mounts(&mounts)?;
+    rustix::process::fchdir(&host).map_err(entered("mount namespace"))?;
+    namespace::unshare_mounts().map_err(|err| Error::system("new mount namespace", err))?;
+    let host = directory(".")?;
+    let own = namespace_file("proc/self/ns/mnt")?;
+    // Something may have been mounted meanwhile.
+    enter_mounts(&own)?;
+    if !suits(&directory("/")?) {
+        rustix::mount::unmount("/", UnmountFlags::DETACH).map_err(entered("mount namespace"))?;
+        enter_mounts(&own)?;
+    }
     let image = directory("/")?;
     rustix::process::fchdir(&host).map_err(entered("mount namespace"))?;
     rustix::process::chroot(".").map_err(entered("mount namespace"))?;
     rustix::process::fchdir(&image).map_err(entered("mount namespace"))?;
-    namespace::unshare_mounts().map_err(|err| Error::system("new mount namespace", err))?;
-    directory(".")
+    Ok(image)
 }
 
 /// Makes `image` the root directory, current directory included, and takes the host's away.

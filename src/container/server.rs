@@ -524,18 +524,19 @@ impl Server {
         }
         let connection = descriptors.remove(0);
         let joinable = Joinable::from_descriptors(descriptors).ok_or(Ended::ClientIsGone)?;
-        self.show(request, key, shown()?, connection, joinable, client)
+        let shown = shown()?;
+        let view = self.view(shown.timeout);
+        let served = fuse::serve(Arc::clone(&shown.image), connection, view)?;
+        if !request.is_bare {
+            wire::send(stream.as_fd(), &Reply::Answering, &[])?;
+            if wire::receive::<MountedHere>(stream.as_fd())?.is_none() {
+                return Err(Ended::ClientIsGone);
+            }
+        }
+        self.show(request, key, shown, served, joinable, client)
     }
 
-    fn show(
-        self: &Arc<Self>,
-        request: &Request,
-        key: &str,
-        shown: Shown,
-        connection: OwnedFd,
-        joinable: Joinable,
-        client: &mut Option<Client>,
-    ) -> Result<(), Ended> {
+    fn view(&self, timeout: Duration) -> View {
         let owners = match self.privilege {
             Privilege::Root => Owners::AsInImage,
             Privilege::User => Owners::Caller {
@@ -543,12 +544,23 @@ impl Server {
                 gid: self.inside.1,
             },
         };
-        let view = View {
+        View {
             owners,
-            timeout: shown.timeout,
+            timeout,
             ..View::default()
-        };
-        let served = fuse::serve(shown.image, connection, view)?;
+        }
+    }
+
+    /// Lets others join what is served.
+    fn show(
+        self: &Arc<Self>,
+        request: &Request,
+        key: &str,
+        shown: Shown,
+        served: Served,
+        joinable: Joinable,
+        client: &mut Option<Client>,
+    ) -> Result<(), Ended> {
         let ended = served.ended().clone();
         let shared = Arc::new(Shared {
             image: shown.name,

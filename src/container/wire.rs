@@ -56,8 +56,8 @@ pub struct Request {
     pub program: Option<OsString>,
 }
 
-/// What a client says when it was told to mount ([`Reply::Mount`]); the descriptors of its mount come along: the connection to
-/// /dev/fuse, then those of [`super::namespaces::Joinable`] without a user namespace.
+/// What a client says when it has done what [`Reply::Mount`] told it to; the descriptors of its mount come along: the connection to
+/// /dev/fuse, then those of [`super::namespaces::Joinable`] without a user namespace. It says so, too, after [`Reply::Answering`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MountedHere;
 
@@ -93,6 +93,9 @@ pub enum Reply {
     /// The client is the first with this image, and is to mount it: a server has threads, and so cannot enter namespaces. The
     /// user namespace to do so in comes along, unless the caller is root.
     Mount,
+    /// What the client has mounted can be looked into: it is to put in front of it what others are to see ([`super::front`]). Nobody else knows of
+    /// it yet.
+    Answering,
     /// The image can be read; the descriptors of [`super::namespaces::Joinable`] come along.
     Ready(Ready),
     /// It cannot.

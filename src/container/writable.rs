@@ -16,6 +16,7 @@ use super::binds::{self, Root};
 use super::directory::{Directory, placed};
 use super::error::Error;
 use super::ext::{DIRECTORIES, Ext};
+use super::front::PLACE;
 use super::namespaces::{self, Privilege};
 use super::outside::{self, Upper};
 use super::plan::Bind;
@@ -336,9 +337,6 @@ fn place_in(image: &OwnedFd) -> Result<OwnedFd, Errno> {
         opened => opened,
     }
 }
-
-/// Where a plan makes files of the container's own, too.
-const PLACE: &str = ".singularity.d/libs";
 
 fn directory(stage: &OwnedFd, name: &str) -> Result<PathBuf, Error> {
     rustix::fs::mkdirat(stage, name, Mode::from_raw_mode(0o755))

@@ -334,6 +334,11 @@ impl Process {
         rustix::process::pidfd_send_signal(&self.handle, Signal::KILL).unwrap();
     }
 
+    /// Makes it stand still until it is killed.
+    pub fn stop(&self) {
+        rustix::process::pidfd_send_signal(&self.handle, Signal::STOP).unwrap();
+    }
+
     /// Waits until it is gone.
     pub fn wait(&self) {
         let mut watched = [PollFd::new(&self.handle, PollFlags::IN)];

@@ -82,6 +82,9 @@ fn programs_find_what_is_bound_and_cannot_write_where_they_must_not() {
                 "{options:?}"
             );
         }
+        // No overlay is in front of the image.
+        let mounted = ["exec", &reference, "cat", "/proc/self/mountinfo"];
+        assert!(machine.older_says(&mounted).contains(" fuse.sifon sifon "));
         // A missing name below one that is bound.
         let below = format!("{bound}:/missing/place/below");
         let words = [

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -290,7 +292,7 @@ fn a_name_that_one_container_missed_is_there_for_the_next_that_binds_it() {
             &[
                 "sh",
                 "-c",
-                &format!("{missed}; echo; read x; ls /second/deep"),
+                &format!("{missed}; echo; read x; ls /second/deep 2>/dev/null; true"),
             ],
         ));
         assert_eq!(said, "content");
@@ -299,12 +301,40 @@ fn a_name_that_one_container_missed_is_there_for_the_next_that_binds_it() {
             machine.says(&image, &options, "cat /second/deep/file"),
             "content"
         );
-        // Names are shared, what is bound is not.
+        // A name may be shared, what is bound is not.
         child.stdin.take().unwrap().write_all(b"\n").unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success());
         assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "");
         machine.stop();
+    }
+}
+
+/// Python asks that of each file that it opens; FUSE would hand the question on to the server each time.
+#[test]
+fn whether_a_file_is_a_terminal_is_no_question_for_the_server() {
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    image.file("of/image", b"image", 0o644);
+    let image = image.finish();
+    for machine in machines() {
+        machine.says(&image, &STAYS, "true");
+        let script = "ask() { test -t 0 </of/image || cat /of/image; }; ask; echo; read x; ask";
+        let (mut child, said) =
+            started(&mut machine.exec(&image, &STAYS, &["busybox", "sh", "-c", script]));
+        assert_eq!(said, "image");
+        for server in machine.servers() {
+            server.stop();
+        }
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        // Ten seconds: a request to the server would wait for as long as that stands still.
+        let ended = (0..100).find_map(|_| {
+            thread::sleep(Duration::from_millis(100));
+            child.try_wait().unwrap()
+        });
+        machine.stop();
+        assert!(ended.is_some_and(|status| status.success()));
     }
 }
 
