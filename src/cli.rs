@@ -15,6 +15,7 @@ use crate::command::{
     instance, mount, overlay, profile, ps, pull, push, registry as registries, run, serve, shell,
     sif, sign, stats, stop, umount, verify,
 };
+use crate::container::ahead;
 use crate::demo::{cleaner, program, unpacked};
 use crate::output::{Verbosity, fatal};
 use crate::setting::Context;
@@ -96,6 +97,7 @@ fn as_helper() -> Option<ExitCode> {
         }
         unpacked::VERB => Some(demo::from_sif()),
         serve::VERB => Some(serve::run()),
+        ahead::VERB => Some(ahead::run()),
         mount::SERVE_VERB => Some(mount::serve()),
         mount::WATCH_VERB => {
             sifon_mount::daemon::watch();

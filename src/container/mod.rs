@@ -43,6 +43,7 @@ pub mod meeting;
 
 pub mod images;
 
+pub mod ahead;
 mod attended;
 pub mod targets;
 

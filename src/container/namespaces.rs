@@ -72,6 +72,15 @@ impl Joinable {
             .collect()
     }
 
+    /// Once more, with the user namespace `user` if there is one; none if this process can have no more descriptors.
+    pub fn again(&self, user: Option<&OwnedFd>) -> Option<Self> {
+        Some(Self {
+            user: user.map(OwnedFd::try_clone).transpose().ok()?,
+            mounts: self.mounts.try_clone().ok()?,
+            host: self.host.try_clone().ok()?,
+        })
+    }
+
     /// What a server sent; none if it is not two or three descriptors.
     pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Option<Self> {
         let mut descriptors = descriptors.into_iter();
@@ -356,39 +365,47 @@ fn hint(setting: impl Fn(&str) -> Option<String>) -> String {
     )
 }
 
+/// Moves this process, which must have a single thread, into `joinable`: what is mounted uppermost is its root directory and its current
+/// directory then.
+pub fn enter(joinable: &Joinable) -> Result<(), Error> {
+    process::require_single_thread("joining namespaces")
+        .map_err(|err| Error::system("namespaces", err))?;
+    if let Some(user) = &joinable.user {
+        rustix::thread::move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))
+            .map_err(|err| Error::system("joining the image's user namespace", err))?;
+    }
+    enter_mounts(&joinable.mounts)
+}
+
+fn enter_mounts(mounts: &OwnedFd) -> Result<(), Error> {
+    rustix::thread::move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
+        .map_err(in_mounts)
+}
+
+fn in_mounts(err: Errno) -> Error {
+    Error::system("joining the image's mount namespace", err)
+}
+
 /// Moves this process, which must have a single thread, into `joinable`, and there into a mount namespace of its own. Its root directory
 /// stays the host's. Gives the root directory of what is mounted uppermost, if that `suits`, else of what is mounted below.
 pub fn join(joinable: Joinable, suits: impl FnOnce(&OwnedFd) -> bool) -> Result<OwnedFd, Error> {
-    process::require_single_thread("joining namespaces")
-        .map_err(|err| Error::system("namespaces", err))?;
-    let Joinable { user, mounts, host } = joinable;
-    let entered = |what: &'static str| {
-        move |err: Errno| Error::system(format!("joining the image's {what}"), err)
-    };
-    if let Some(user) = user {
-        rustix::thread::move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))
-            .map_err(entered("user namespace"))?;
-    }
-    let enter_mounts = |mounts: &OwnedFd| {
-        rustix::thread::move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
-            .map_err(entered("mount namespace"))
-    };
-    // setns(2) makes what is mounted uppermost root directory and current directory, and only these two follow into the copy.
-    enter_mounts(&mounts)?;
-    rustix::process::fchdir(&host).map_err(entered("mount namespace"))?;
+    enter(&joinable)?;
+    // Root directory and current directory, and only they, follow into the copy.
+    rustix::process::fchdir(&joinable.host).map_err(in_mounts)?;
+    drop(joinable);
     namespace::unshare_mounts().map_err(|err| Error::system("new mount namespace", err))?;
     let host = directory(".")?;
     let own = namespace_file("proc/self/ns/mnt")?;
     // Something may have been mounted meanwhile.
     enter_mounts(&own)?;
     if !suits(&directory("/")?) {
-        rustix::mount::unmount("/", UnmountFlags::DETACH).map_err(entered("mount namespace"))?;
+        rustix::mount::unmount("/", UnmountFlags::DETACH).map_err(in_mounts)?;
         enter_mounts(&own)?;
     }
     let image = directory("/")?;
-    rustix::process::fchdir(&host).map_err(entered("mount namespace"))?;
-    rustix::process::chroot(".").map_err(entered("mount namespace"))?;
-    rustix::process::fchdir(&image).map_err(entered("mount namespace"))?;
+    rustix::process::fchdir(&host).map_err(in_mounts)?;
+    rustix::process::chroot(".").map_err(in_mounts)?;
+    rustix::process::fchdir(&image).map_err(in_mounts)?;
     Ok(image)
 }
 

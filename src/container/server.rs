@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,10 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 use sifon_mount::daemon::Answers;
 use sifon_mount::fuse::{self, Served, View};
-use sifon_mount::image::Owners;
+use sifon_mount::image::{Owners, ThroughMount};
 use sifon_mount::sys::{descriptor, process};
 
+use super::ahead::ReadsAhead;
 use super::attended::{Ended, while_connected};
 use super::clients::{self, Client};
 use super::error::Error;
@@ -119,6 +120,14 @@ struct Shared {
     joinable: Joinable,
     served: Served,
     answers: Answers,
+    ahead: Arc<ReadsAhead>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // It is in the image's namespaces, which go with this.
+        self.ahead.over();
+    }
 }
 
 /// The first lines of the server's process, with a single thread: leaves everything behind that it inherited but standard
@@ -562,14 +571,23 @@ impl Server {
         client: &mut Option<Client>,
     ) -> Result<(), Ended> {
         let ended = served.ended().clone();
-        let shared = Arc::new(Shared {
-            image: shown.name,
-            digest: shown.digest,
-            about: shown.about,
-            joinable,
-            served,
-            answers: shown.answers,
+        let inside = self.user.iter().flatten().next();
+        let inside = inside.map(OwnedFd::try_clone).transpose()?;
+        let shared = Arc::new_cyclic(|shared: &Weak<Shared>| {
+            let shared = Weak::clone(shared);
+            let ahead = ReadsAhead::new(move || shared.upgrade()?.joinable.again(inside.as_ref()));
+            Shared {
+                image: shown.name,
+                digest: shown.digest,
+                about: shown.about,
+                joinable,
+                served,
+                answers: shown.answers,
+                ahead: Arc::new(ahead),
+            }
         });
+        let through: Arc<dyn ThroughMount> = Arc::clone(&shared.ahead) as _;
+        shared.served.image().read_ahead_through(through);
         let session = {
             let mut state = self.state();
             state.sessions += 1;

@@ -1,19 +1,33 @@
 //! One server for all programs of a job: shared, found, left behind, ended.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::image::{Image, ImageBuilder};
-use crate::machine::{Machine, complaint, machines, started};
+use crate::machine::{Machine, Process, complaint, machines, started};
 
 /// `sifon exec` whose server stays.
 const STAYS: [&str; 2] = ["--linger", "600"];
+
+/// What a program says before it ends. None if it has not after ten seconds, because it waits for a server that stands still.
+fn ends_soon(child: &mut Child) -> Option<String> {
+    let ended = (0..100).any(|_| {
+        thread::sleep(Duration::from_millis(100));
+        child.try_wait().unwrap().is_some()
+    });
+    ended.then(|| {
+        let mut said = String::new();
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_to_string(&mut said).unwrap();
+        said
+    })
+}
 
 fn small() -> Option<Image> {
     Some(ImageBuilder::new()?.finish())
@@ -328,13 +342,52 @@ fn whether_a_file_is_a_terminal_is_no_question_for_the_server() {
             server.stop();
         }
         child.stdin.take().unwrap().write_all(b"\n").unwrap();
-        // Ten seconds: a request to the server would wait for as long as that stands still.
-        let ended = (0..100).find_map(|_| {
-            thread::sleep(Duration::from_millis(100));
-            child.try_wait().unwrap()
-        });
+        let said = ends_soon(&mut child);
         machine.stop();
-        assert!(ended.is_some_and(|status| status.success()));
+        assert_eq!(said.as_deref(), Some("image"));
+    }
+}
+
+#[test]
+fn what_programs_read_last_time_is_there_before_they_ask() {
+    const FILES: usize = 40;
+    let Some(mut image) = ImageBuilder::new() else {
+        return;
+    };
+    for number in 0..FILES {
+        let content = vec![number as u8; 1 << 20];
+        image.file(&format!("of/{number:02}"), &content, 0o644);
+    }
+    let image = image.finish();
+    for machine in machines() {
+        machine.says(&image, &["--linger", "0"], "cat /of/* >/dev/null");
+        machine.wait_for_all();
+        // More than a short program reads, and less than would be the first part of what is read ahead.
+        let script =
+            "cat /of/[01]* /of/2[0-5] >/dev/null; echo; read x; cat /of/38 >/dev/null && echo read";
+        let (mut child, _) = started(&mut machine.exec(&image, &STAYS, &["sh", "-c", script]));
+        let all_is_read = || {
+            let mut command = machine.program("env");
+            command.arg(format!("SLURM_JOB_ID={}", machine.mark()));
+            command.arg(env!("CARGO_BIN_EXE_sifon"));
+            command.args(["stats", "--json", &image.reference()]);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", complaint(&output));
+            let stats: Value = serde_json::from_slice(&output.stdout).unwrap();
+            stats["reads"]["bytes"].as_u64().unwrap() >= (FILES << 20) as u64
+        };
+        // By a process that ends then.
+        assert!((0..600).any(|_| {
+            thread::sleep(Duration::from_millis(50));
+            all_is_read()
+        }));
+        let servers = machine.servers();
+        servers.iter().for_each(Process::stop);
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let said = ends_soon(&mut child);
+        servers.iter().for_each(Process::kill);
+        machine.wait_for_all();
+        assert_eq!(said.as_deref(), Some("read\n"));
     }
 }
 

@@ -35,6 +35,7 @@ use crate::tree::{Node, NodeId, NodeKind, Tree, TreeError, Xattrs};
 use additions::Additions;
 pub use attributes::{Attributes, Owners};
 use course::Course;
+pub use course::ThroughMount;
 pub use path::{AddError, Added, AdditionKind};
 use proof::Proven;
 use reads::Reads;
@@ -55,6 +56,7 @@ pub struct Image {
     programs: OnceLock<Sender<NodeId>>,
     /// What programs are known to read.
     course: OnceLock<Arc<Course>>,
+    through: OnceLock<Arc<dyn ThroughMount>>,
     sequences: Sequences,
 }
 
@@ -73,6 +75,7 @@ impl Image {
             reads: OnceLock::new(),
             programs: OnceLock::new(),
             course: OnceLock::new(),
+            through: OnceLock::new(),
             sequences: Sequences::of(&chunks),
             chunks,
         }
@@ -91,6 +94,11 @@ impl Image {
     /// Has `course` told, from now on, where programs read; the first call counts.
     fn tell_course(&self, course: &Arc<Course>) {
         let _ = self.course.set(Arc::clone(course));
+    }
+
+    /// Has `through` read ahead what programs are known to read, from now on; the first call counts.
+    pub fn read_ahead_through(&self, through: Arc<dyn ThroughMount>) {
+        let _ = self.through.set(through);
     }
 
     /// What was sealed, without additions.
