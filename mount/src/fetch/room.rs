@@ -1,13 +1,21 @@
 //! Room for work that takes memory or a core for a while: large chunks that are decoded, tables that are parsed.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
 /// A few places.
 pub struct Room {
-    free: Mutex<usize>,
-    left: Condvar,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    free: usize,
+    /// Who waits: their ranks, and when they came.
+    waiting: BTreeSet<(usize, u64)>,
+    come: u64,
 }
 
 /// A place, until it is dropped.
@@ -17,8 +25,12 @@ impl Room {
     /// So many can be in it at a time.
     pub fn with_places(places: usize) -> Self {
         Self {
-            free: Mutex::new(places),
-            left: Condvar::new(),
+            state: Mutex::new(State {
+                free: places,
+                waiting: BTreeSet::new(),
+                come: 0,
+            }),
+            changed: Condvar::new(),
         }
     }
 
@@ -29,21 +41,40 @@ impl Room {
 
     /// Waits for a place; `None` at the deadline.
     pub fn enter(&self, deadline: Instant) -> Option<Place<'_>> {
-        let mut free = self.free.lock();
-        while *free == 0 {
-            if self.left.wait_until(&mut free, deadline).timed_out() && *free == 0 {
+        self.enter_as(0, deadline)
+    }
+
+    /// The same for one of `rank`: those of a lower one go first, and who came first among equals.
+    pub fn enter_as(&self, rank: usize, deadline: Instant) -> Option<Place<'_>> {
+        let mut state = self.state.lock();
+        let me = (rank, state.come);
+        state.come += 1;
+        state.waiting.insert(me);
+        let is_next = |state: &State| state.free > 0 && state.waiting.first() == Some(&me);
+        while !is_next(&state) {
+            let is_over = self.changed.wait_until(&mut state, deadline).timed_out();
+            if is_over && !is_next(&state) {
+                state.waiting.remove(&me);
+                self.changed.notify_all();
                 return None;
             }
         }
-        *free -= 1;
+        state.waiting.remove(&me);
+        state.free -= 1;
+        if state.free > 0 && !state.waiting.is_empty() {
+            self.changed.notify_all();
+        }
         Some(Place(self))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        *self.0.free.lock() += 1;
-        self.0.left.notify_one();
+        let mut state = self.0.state.lock();
+        state.free += 1;
+        if !state.waiting.is_empty() {
+            self.0.changed.notify_all();
+        }
     }
 }
 
@@ -65,5 +96,30 @@ mod tests {
             drop(places.pop());
             assert!(waiting.join().unwrap());
         });
+    }
+
+    #[test]
+    fn those_of_a_lower_rank_go_first() {
+        let room = Room::with_places(1);
+        let soon = Instant::now() + Duration::from_secs(30);
+        let place = room.enter(soon).unwrap();
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for rank in [3, 1, 2, 1] {
+                let (room, order) = (&room, &order);
+                scope.spawn(move || {
+                    let _place = room.enter_as(rank, soon).unwrap();
+                    order.lock().push(rank);
+                });
+            }
+            while room.state.lock().waiting.len() < 4 {
+                std::thread::yield_now();
+            }
+            // Who gives up is not waited for.
+            assert!(room.enter_as(0, Instant::now()).is_none());
+            drop(place);
+        });
+        assert_eq!(*order.lock(), [1, 1, 2, 3]);
+        assert_eq!(room.state.lock().free, 1);
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::open::{Description, OpenError, Options};
 use crate::blob::{Blob, BlobError, MemoryBlob, OfflineBlob};
 use crate::digest::Digest;
 use crate::fetch::Room;
+use crate::layer::toc::Unpacked;
 use crate::reference::Reference;
 use crate::source::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
 use crate::source::{self, Source, SourceError};
@@ -45,6 +47,8 @@ pub(super) struct Opener<'a> {
     pub(super) source: Source,
     /// For those who parse tables, so that the largest is not the last.
     pub(super) cores: Room,
+    /// What they unpack them in.
+    pub(super) unpacked: Mutex<Vec<Unpacked>>,
     /// A layer that no manifest names.
     pub(super) on_top: Option<Arc<MemoryBlob>>,
 }
@@ -71,6 +75,7 @@ impl<'a> Opener<'a> {
             store,
             source,
             cores: Room::of_cores(),
+            unpacked: Mutex::default(),
             on_top: None,
         }
     }

@@ -20,6 +20,7 @@ use crate::layer::estargz::{self, EstargzError, Footer};
 use crate::layer::soci::{self, Trust};
 use crate::layer::squashfs;
 use crate::layer::table::{Table, TableWriter};
+use crate::layer::toc::Unpacked;
 use crate::layer::zstd_chunked::{self, Dialect, Toc};
 use crate::reference::Reference;
 use crate::source::manifest::{Descriptor, Manifest};
@@ -211,16 +212,19 @@ impl Opener<'_> {
         &self,
         layer: &Descriptor,
         index: &Index,
+        rank: usize,
     ) -> Result<Option<Table>, OpenError> {
         let mut writer = TableWriter::in_directory(&self.store.scratch());
         let read = match index {
             Index::ZstdChunked(toc) => {
                 let packed = self.range(layer, toc.place())?;
-                self.parsed(|| zstd_chunked::table(toc, &packed, layer.size, &mut writer))
-                    .map_err(Unusable::from)
+                self.parsed(rank, |unpacked| {
+                    zstd_chunked::table(toc, &packed, layer.size, unpacked, &mut writer)
+                })
+                .map_err(Unusable::from)
             }
-            Index::Estargz(promised) => self.estargz(layer, *promised, &mut writer)?,
-            Index::Soci { part, trust } => self.soci(layer, part, *trust, &mut writer)?,
+            Index::Estargz(promised) => self.estargz(layer, *promised, rank, &mut writer)?,
+            Index::Soci { part, trust } => self.soci(layer, part, *trust, rank, &mut writer)?,
             Index::Squashfs { at, len, voucher } => {
                 self.squashfs(layer, *at..*at + *len, *voucher, &mut writer)?;
                 Ok(())
@@ -239,10 +243,13 @@ impl Opener<'_> {
         }
     }
 
-    /// What `parse` gives, when a core is free for it. Who waits in vain goes ahead.
-    fn parsed<T>(&self, parse: impl FnOnce() -> T) -> T {
-        let _place = self.cores.enter(Instant::now() + PATIENCE);
-        parse()
+    /// What `parse` gives, when a core is free for it and nobody of a lower rank wants it. Who waits in vain goes ahead.
+    fn parsed<T>(&self, rank: usize, parse: impl FnOnce(&mut Unpacked) -> T) -> T {
+        let _place = self.cores.enter_as(rank, Instant::now() + PATIENCE);
+        let mut unpacked = self.unpacked.lock().pop().unwrap_or_default();
+        let parsed = parse(&mut unpacked);
+        self.unpacked.lock().push(unpacked);
+        parsed
     }
 
     /// By the end of the blob, in which nearly always the whole table of contents lies.
@@ -250,6 +257,7 @@ impl Opener<'_> {
         &self,
         layer: &Descriptor,
         promised: Digest,
+        rank: usize,
         writer: &mut TableWriter,
     ) -> Result<Result<(), Unusable>, OpenError> {
         let from = PackedCopy::block_start(layer.size - estargz::tail_bytes(layer.size));
@@ -280,7 +288,9 @@ impl Opener<'_> {
             }
             None => self.range(layer, place)?,
         };
-        let table = self.parsed(|| estargz::table(promised, footer, &packed, writer));
+        let table = self.parsed(rank, |unpacked| {
+            estargz::table(promised, footer, &packed, unpacked, writer)
+        });
         Ok(table.map_err(|err: EstargzError| err.into()))
     }
 
@@ -302,6 +312,7 @@ impl Opener<'_> {
         layer: &Descriptor,
         part: &soci::Part,
         trust: Trust,
+        rank: usize,
         writer: &mut TableWriter,
     ) -> Result<Result<(), Unusable>, OpenError> {
         let ztoc = &part.ztoc;
@@ -319,7 +330,7 @@ impl Opener<'_> {
             (bytes, leads.and_then(|leads| leads.join().ok()))
         });
         let bytes = bytes?;
-        if self.parsed(|| Digest::of(&bytes)) != ztoc.digest {
+        if self.parsed(rank, |_| Digest::of(&bytes)) != ztoc.digest {
             return Ok(Err(format!(
                 "the bytes of zTOC {} do not match its digest",
                 ztoc.digest
@@ -329,7 +340,7 @@ impl Opener<'_> {
         for spans in leads.unwrap_or_default() {
             writer.lead(spans);
         }
-        let table = self.parsed(|| soci::table(&bytes, layer.size, trust, writer));
+        let table = self.parsed(rank, |_| soci::table(&bytes, layer.size, trust, writer));
         Ok(table.map_err(Unusable::from))
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Layer<'a> {
     diff_id: DiffId<'a>,
     /// What makes it seekable; without one it is a tar stream, compressed or not, that is streamed once.
     index: Option<Index>,
+    /// When its table is made, if others of the image wait for a core, too: lower ones first.
+    pub rank: usize,
 }
 
 /// The digest of a layer's plain bytes.
@@ -64,6 +66,7 @@ impl<'a> Layer<'a> {
             descriptor,
             diff_id,
             index,
+            rank: 0,
         })
     }
 
@@ -161,7 +164,7 @@ impl Opener<'_> {
                 tracing::debug!("layer {digest}: in the store");
                 kept
             }
-            (None, Some(index)) => match self.table_by(layer.descriptor, index)? {
+            (None, Some(index)) => match self.table_by(layer.descriptor, index, layer.rank)? {
                 Some(table) => {
                     let index = index.description();
                     tracing::debug!("layer {digest}: read lazily, by the {index}");

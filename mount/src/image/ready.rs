@@ -1,5 +1,6 @@
 //! All layers of an image, made ready at once and merged as they come.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,6 +84,11 @@ impl Opener<'_> {
             })
             .collect::<Result<_, _>>()?;
         let soci_index = self.add_soci(named, &mut layers);
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let sizes: Vec<u64> = layers.iter().map(|layer| layer.descriptor.size).collect();
+        for (rank, place) in order(&sizes, cores).into_iter().enumerate() {
+            layers[place].rank = rank;
+        }
         let order: Vec<Digest> = layers.iter().map(|layer| layer.descriptor.digest).collect();
         let mut queue: Vec<&Layer<'_>> = layers.iter().collect();
         queue.sort_by_key(|layer| layer.descriptor.size);
@@ -92,8 +98,9 @@ impl Opener<'_> {
         let distinct = queue.len();
 
         // Tables come all at once, as far as connections reach; they are not to wait for a layer that streams.
-        let (seekable, whole): (Vec<_>, Vec<_>) =
+        let (mut seekable, whole): (Vec<_>, Vec<_>) =
             queue.into_iter().partition(|layer| layer.is_seekable());
+        seekable.sort_by_key(|layer| Reverse(layer.rank));
         let connections = self.options.registry.connections.max(1);
         let queues = [(seekable, connections), (whole, LAYERS_AT_ONCE)]
             .map(|(queue, threads)| (threads.min(queue.len()), Mutex::new(queue)));
@@ -124,6 +131,7 @@ impl Opener<'_> {
                 let Some(layer) = ready.awaited(layer, distinct) else {
                     break;
                 };
+                merged.merger.make_room(ready.entry_count());
                 merged.add(layer.table());
             }
         });
@@ -136,6 +144,18 @@ impl Opener<'_> {
             .map(|layer| layer.expect("no layer failed, so all are ready"));
         Ok((layers.collect(), soci_index, merged))
     }
+}
+
+/// Whose table is made first where there are few cores, of layers of these sizes, the bottom one first: as many of the largest as
+/// there are cores, so that none of these is the last; then the others from the bottom up, so that what is ready can be merged
+/// meanwhile.
+fn order(sizes: &[u64], cores: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|&place| Reverse(sizes[place]));
+    if let Some(others) = order.get_mut(cores..) {
+        others.sort_unstable();
+    }
+    order
 }
 
 /// The layers of one image that are ready, and the threads that compress for those that are not yet.
@@ -155,6 +175,12 @@ impl Readiness {
         self.has_news.fetch_or(is_new, Ordering::Relaxed);
         self.layers.lock().push(Arc::new(layer));
         self.changed.notify_all();
+    }
+
+    /// How many entries the layers have that are ready.
+    pub fn entry_count(&self) -> u64 {
+        let layers = self.layers.lock();
+        layers.iter().map(|layer| layer.table().entry_count()).sum()
     }
 
     /// The threads that compress for layers that stream, started by the first that does.
@@ -236,5 +262,20 @@ struct Tells<'a>(&'a OnceLock<Vec<Digest>>);
 impl Drop for Tells<'_> {
     fn drop(&mut self) {
         let _ = self.0.set(Vec::new());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_layers_come_first_and_then_all_others_from_the_bottom_up() {
+        let sizes = [5, 2, 6, 20, 2, 45, 9, 33];
+        assert_eq!(order(&sizes, 2), [5, 7, 0, 1, 2, 3, 4, 6]);
+        assert_eq!(order(&sizes, 1), [5, 0, 1, 2, 3, 4, 6, 7]);
+        assert_eq!(order(&sizes, 8), [5, 7, 3, 6, 2, 0, 1, 4]);
+        assert_eq!(order(&sizes[..3], 8), [2, 0, 1]);
+        assert!(order(&[], 2).is_empty());
     }
 }

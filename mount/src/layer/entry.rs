@@ -123,6 +123,11 @@ pub fn normalised(raw: &[u8]) -> Result<Vec<u8>, NameError> {
     if raw.contains(&0) {
         return Err(NameError::Nul(raw.to_vec()));
     }
+    // As nearly all are.
+    let open = raw.strip_suffix(b"/").unwrap_or(raw);
+    if is_normal(open) {
+        return Ok(open.to_vec());
+    }
     let mut path = Vec::with_capacity(raw.len());
     for component in raw.split(|&byte| byte == b'/') {
         match component {
@@ -140,6 +145,24 @@ pub fn normalised(raw: &[u8]) -> Result<Vec<u8>, NameError> {
         }
     }
     Ok(path)
+}
+
+/// Whether all components of `path` are names that can stay as they are.
+fn is_normal(path: &[u8]) -> bool {
+    let mut from = 0;
+    let is_name = |name: &[u8]| {
+        let is_special = matches!(name, b"" | b"." | b"..");
+        !is_special && name.len() <= NAME_BYTES_LIMIT
+    };
+    for (at, &byte) in path.iter().enumerate() {
+        if byte == b'/' {
+            if !is_name(&path[from..at]) {
+                return false;
+            }
+            from = at + 1;
+        }
+    }
+    is_name(&path[from..])
 }
 
 impl Entry {

@@ -5,14 +5,12 @@
 //! digest of the TOC stands in the descriptor's annotations; the footer that leads to it is a hint.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, Read};
-
-use flate2::bufread::GzDecoder;
+use std::io;
 
 use super::entry::Kind;
 use super::table::{Codec, TableWriter};
 use super::tar::{Content, TarError, TarReader};
-use super::toc::{self, Layout, PACKED_LIMIT, PLAIN_LIMIT, TocError};
+use super::toc::{self, Layout, PACKED_LIMIT, PLAIN_LIMIT, TocError, Unpacked};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
 
@@ -148,37 +146,39 @@ pub fn table(
     promised: Digest,
     footer: Footer,
     packed: &[u8],
+    unpacked: &mut Unpacked,
     writer: &mut TableWriter,
 ) -> Result<(), EstargzError> {
     let (json, layout) = match footer {
         Footer::Toc(end) => {
             let codec = Codec::Gzip;
-            (gzipped(packed)?, Layout { end, codec })
+            (gzipped(packed, unpacked)?, Layout { end, codec })
         }
         Footer::ZstdChunked {
             at: end, plain_len, ..
         } => {
             let codec = Codec::Zstd;
-            let json = toc::decompressed(packed, plain_len).ok_or(EstargzError::Packed(None))?;
+            let json = unpacked.frame(packed, plain_len);
+            let json = json.ok_or(EstargzError::Packed(None))?;
             (json, Layout { end, codec })
         }
         Footer::Legacy | Footer::External => return Err(EstargzError::Packed(None)),
     };
-    if Digest::of(&json) != promised {
+    if Digest::of(json) != promised {
         let has = json.len();
         return Err(EstargzError::Digest { has, promised });
     }
-    Ok(toc::read(&json, layout, writer)?)
+    Ok(toc::read(json, layout, writer)?)
 }
 
-/// So many plain bytes for each packed one are made room for at once.
-const PLAUSIBLE_RATIO: usize = 64;
+/// Headers and padding of one member take less than a mebibyte.
+const ARCHIVE_LIMIT: u64 = PLAIN_LIMIT + (1 << 20);
 
 /// The file in the archive in the gzip member `packed`.
-fn gzipped(packed: &[u8]) -> Result<Vec<u8>, EstargzError> {
-    // Headers and padding of one member take less than a mebibyte.
-    let limit = PLAIN_LIMIT + (1 << 20);
-    let mut tar = TarReader::new(BufReader::new(GzDecoder::new(packed).take(limit)));
+fn gzipped<'a>(packed: &[u8], unpacked: &'a mut Unpacked) -> Result<&'a [u8], EstargzError> {
+    let archive = unpacked.member(packed, ARCHIVE_LIMIT);
+    let archive = archive.map_err(|err| EstargzError::Packed(Some(err)))?;
+    let mut tar = TarReader::new(archive);
     let size = match tar.next_entry()?.map(|entry| (entry.path, entry.kind)) {
         Some((path, Kind::Regular { size }))
             if path == b"stargz.index.json" && size <= PLAIN_LIMIT =>
@@ -187,15 +187,13 @@ fn gzipped(packed: &[u8]) -> Result<Vec<u8>, EstargzError> {
         }
         _ => return Err(EstargzError::Packed(None)),
     };
-    let expected = packed.len().saturating_mul(PLAUSIBLE_RATIO);
-    let mut json = Vec::with_capacity(expected.min(size as usize));
+    let at = tar.at().0 as usize;
     while let Some(content) = tar.next_content()? {
-        match content {
-            Content::Data(bytes) => json.extend_from_slice(bytes),
-            Content::Hole(_) => return Err(EstargzError::Packed(None)),
+        if let Content::Hole(_) = content {
+            return Err(EstargzError::Packed(None));
         }
     }
-    Ok(json)
+    Ok(&archive[at..at + size as usize])
 }
 
 #[cfg(test)]
@@ -226,7 +224,13 @@ mod tests {
     fn read(promised: Digest, footer: Footer, packed: &[u8]) -> Result<Table, EstargzError> {
         let directory = tempfile::tempdir().unwrap();
         let mut writer = TableWriter::in_directory(directory.path());
-        table(promised, footer, packed, &mut writer)?;
+        table(
+            promised,
+            footer,
+            packed,
+            &mut Unpacked::default(),
+            &mut writer,
+        )?;
         let mut bytes = Vec::new();
         writer.finish(Digest::of(b"blob"), &mut bytes).unwrap();
         Ok(from_reader(&bytes[..]).unwrap())
@@ -364,7 +368,7 @@ mod tests {
         assert!(read(digest, footer, &archived("stargz.index.json", json)).is_ok());
         assert!(problem(Digest::of(b""), &archived("stargz.index.json", json)).contains("digest"));
         assert!(problem(digest, &archived("other", json)).contains("cannot be unpacked"));
-        assert!(problem(digest, b"no gzip").contains("not in an archive"));
+        assert!(problem(digest, b"no gzip").contains("cannot be unpacked"));
         assert!(problem(digest, &gzip(b"no tar")).contains("not in an archive"));
         let other = b"{}";
         let packed = archived("stargz.index.json", other);

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read};
 
+use flate2::bufread::GzDecoder;
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use files::Files;
@@ -17,6 +18,7 @@ use record::Record;
 use super::entry::NameError;
 use super::table::{Codec, TableWriter};
 use crate::extent::{CHUNK_BYTES_LIMIT, PackedOffset};
+use crate::sys::memory::zeros_in_large_pages;
 
 /// What a TOC's records say about the blob around them.
 #[derive(Clone, Copy, Debug)]
@@ -36,24 +38,62 @@ pub(super) const PLAIN_LIMIT: u64 = 150 << 20;
 /// So many plain bytes for each packed one are made room for at once: tables of contents shrink to a fourth or a tenth.
 const TRUSTED_RATIO: u64 = 64;
 
-/// The JSON of `plain_len` bytes in the zstd frame `packed`; `None` if that is not what it holds.
-pub(super) fn decompressed(packed: &[u8], plain_len: u64) -> Option<Vec<u8>> {
-    if plain_len > PLAIN_LIMIT {
-        return None;
+/// Memory in which one table of contents after another is unpacked: what is fresh costs the kernel about as much time as unpacking
+/// costs us.
+#[derive(Default)]
+pub struct Unpacked(Vec<u8>);
+
+impl Unpacked {
+    /// `len` bytes, whatever they were.
+    pub(super) fn bytes(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len {
+            // Not both at a time.
+            self.0 = Vec::new();
+            self.0 = zeros_in_large_pages(len);
+        }
+        &mut self.0[..len]
     }
-    let mut json = Vec::new();
-    // As it stands there, neither longer nor shorter.
-    if plain_len <= TRUSTED_RATIO * packed.len() as u64 {
-        // Into its place at once, without a window beside it.
-        json.reserve_exact(plain_len as usize);
-        let read = zstd::bulk::Decompressor::new()
-            .ok()?
-            .decompress_to_buffer(packed, &mut json);
-        return (read.ok()? as u64 == plain_len).then_some(json);
+
+    /// The JSON of `plain_len` bytes in the zstd frame `packed`; `None` if that is not what it holds.
+    pub(super) fn frame(&mut self, packed: &[u8], plain_len: u64) -> Option<&[u8]> {
+        if plain_len > PLAIN_LIMIT {
+            return None;
+        }
+        // As it stands there, neither longer nor shorter.
+        if plain_len <= TRUSTED_RATIO * packed.len() as u64 {
+            // Into its place at once, without a window beside it.
+            let json = self.bytes(plain_len as usize);
+            let mut decompressor = zstd::bulk::Decompressor::new().ok()?;
+            let read = decompressor.decompress_to_buffer(packed, json);
+            return (read.ok()? == json.len()).then_some(json);
+        }
+        self.0.clear();
+        let mut frame = zstd::stream::read::Decoder::new(packed).ok()?;
+        let read = frame.by_ref().take(plain_len + 1).read_to_end(&mut self.0);
+        (read.ok()? as u64 == plain_len).then_some(&self.0)
     }
-    let mut frame = zstd::stream::read::Decoder::new(packed).ok()?;
-    let read = frame.by_ref().take(plain_len + 1).read_to_end(&mut json);
-    (read.ok()? as u64 == plain_len).then_some(json)
+
+    /// What the gzip member `packed` holds, `limit` bytes at most.
+    pub(super) fn member(&mut self, packed: &[u8], limit: u64) -> io::Result<&[u8]> {
+        // Unless it is not as long as its end says: at once, which takes half the time.
+        let told = packed
+            .last_chunk()
+            .map_or(0, |len| u32::from_le_bytes(*len));
+        let len = u64::from(told);
+        if len <= limit && len <= TRUSTED_RATIO * packed.len() as u64 {
+            let len = told as usize;
+            let plain = self.bytes(len);
+            let read = libdeflater::Decompressor::new().gzip_decompress(packed, plain);
+            if read == Ok(len) {
+                return Ok(&self.0[..len]);
+            }
+        }
+        self.0.clear();
+        GzDecoder::new(packed)
+            .take(limit)
+            .read_to_end(&mut self.0)?;
+        Ok(&self.0)
+    }
 }
 
 /// Why a layer cannot be read through its TOC. The blob itself may still be a sound layer that can be

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::estargz;
 use super::table::{Codec, TableWriter};
-use super::toc::{self, Layout, PACKED_LIMIT, PLAIN_LIMIT, TocError};
+use super::toc::{self, Layout, PACKED_LIMIT, PLAIN_LIMIT, TocError, Unpacked};
 use crate::digest::Digest;
 use crate::extent::PackedOffset;
 
@@ -149,12 +149,13 @@ pub enum ZstdChunkedError {
 
 /// Checks `packed`, the TOC's bytes as fetched, against the promise, parses it and adds the layer's
 /// entries, pieces and chunks to `writer`. Chunks carry SHA-256 digests of their plain bytes; those of
-/// zeros are holes. Holds the TOC's JSON in memory until it returns. On an error the writer has a part
+/// zeros are holes. The TOC's JSON stays in `unpacked`. On an error the writer has a part
 /// of the layer and can only be dropped.
 pub fn table(
     toc: &Toc,
     packed: &[u8],
     blob_size: u64,
+    unpacked: &mut Unpacked,
     writer: &mut TableWriter,
 ) -> Result<(), ZstdChunkedError> {
     let (at, end) = (toc.position, toc.position.0.checked_add(toc.packed_len));
@@ -169,10 +170,10 @@ pub fn table(
         });
     }
     let plain_len = toc.plain_len;
-    let json =
-        toc::decompressed(packed, plain_len).ok_or(ZstdChunkedError::Packed { plain_len })?;
+    let json = unpacked.frame(packed, plain_len);
+    let json = json.ok_or(ZstdChunkedError::Packed { plain_len })?;
     if let Some(promised) = toc.plain_digest
-        && Digest::of(&json) != promised
+        && Digest::of(json) != promised
     {
         let has = json.len();
         return Err(ZstdChunkedError::Digest { has, promised });
@@ -181,7 +182,7 @@ pub fn table(
         end: toc.position,
         codec: Codec::Zstd,
     };
-    Ok(toc::read(&json, layout, writer)?)
+    Ok(toc::read(json, layout, writer)?)
 }
 
 #[cfg(test)]
@@ -202,7 +203,13 @@ mod tests {
     fn read(toc: &Toc, packed: &[u8], blob_size: u64) -> Result<Table, ZstdChunkedError> {
         let directory = tempfile::tempdir().unwrap();
         let mut writer = TableWriter::in_directory(directory.path());
-        table(toc, packed, blob_size, &mut writer)?;
+        table(
+            toc,
+            packed,
+            blob_size,
+            &mut Unpacked::default(),
+            &mut writer,
+        )?;
         let mut bytes = Vec::new();
         writer.finish(Digest::of(b"blob"), &mut bytes).unwrap();
         Ok(from_reader(&bytes[..]).unwrap())

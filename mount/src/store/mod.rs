@@ -336,7 +336,7 @@ impl Store {
         mut write: impl FnMut(&mut io::BufWriter<CheckedDraft>) -> io::Result<()>,
     ) -> io::Result<Sealed> {
         let mut written = |draft| {
-            let mut to = io::BufWriter::with_capacity(1 << 20, CheckedDraft::new(draft));
+            let mut to = io::BufWriter::with_capacity(1 << 16, CheckedDraft::new(draft));
             write(&mut to)?;
             let checked = to.into_inner().map_err(io::IntoInnerError::into_error)?;
             checked.finish()

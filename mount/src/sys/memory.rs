@@ -1,4 +1,6 @@
-//! What the C library does with memory that is given back.
+//! What the C library does with memory that is given back, and what the kernel does with much of it at once.
+
+use rustix::mm::{Advice, madvise};
 
 /// Blocks from this size on go back to the kernel as soon as they are freed: chunks of others' formats have megabytes, and each
 /// thread that once decoded one would otherwise keep some (mallopt(3), M_MMAP_THRESHOLD: left alone, the threshold rises with
@@ -25,6 +27,29 @@ pub fn keep_one_heap() {
         set(libc::M_TRIM_THRESHOLD, FREE_BYTES);
     }
 }
+
+/// `len` zeros, in large pages where the kernel has some: with those the memory comes in a few pieces, where page by page that would
+/// take as long as what is then done with the bytes.
+pub fn zeros_in_large_pages(len: usize) -> Vec<u8> {
+    // The kernel has zeros, so that nothing is written yet.
+    let mut zeros = vec![0; len];
+    prefer_large_pages(&mut zeros);
+    zeros
+}
+
+/// A hint: nothing changes but the time that it takes to write there first.
+fn prefer_large_pages(bytes: &mut [u8]) {
+    let skipped = bytes.as_ptr().align_offset(LARGE_PAGE_BYTES);
+    let len = bytes.len().saturating_sub(skipped) / LARGE_PAGE_BYTES * LARGE_PAGE_BYTES;
+    if let Some(pages) = bytes.get_mut(skipped..skipped.saturating_add(len)) {
+        // SAFETY: the place is that of a slice that is borrowed here; the advice changes neither what is in memory nor whether it
+        // can be reached.
+        let _ = unsafe { madvise(pages.as_mut_ptr().cast(), len, Advice::LinuxHugepage) };
+    }
+}
+
+/// What x86-64 has, and arm64 with pages of 4 KiB.
+const LARGE_PAGE_BYTES: usize = 2 << 20;
 
 #[cfg(target_env = "gnu")]
 fn set(parameter: libc::c_int, value: libc::c_int) {

@@ -116,6 +116,16 @@ impl Draft {
         draft
     }
 
+    /// Makes room for so many names, so that it need not be made again and again: all of them would have to be found a new place.
+    pub fn make_room(&mut self, names: usize) {
+        let more = names.min(NAMES_LIMIT).saturating_sub(self.names.len());
+        self.nodes.reserve(more);
+        self.names.reserve(more);
+        let (names, all_bytes, hashes) = (&self.names, &self.bytes, &self.hashes);
+        self.index
+            .reserve(more, |&place| rehashed(hashes, names, all_bytes, place));
+    }
+
     pub fn shape(&self, node: NodeIndex) -> Shape {
         self.nodes[node.0 as usize].shape
     }
@@ -320,9 +330,7 @@ impl Draft {
         });
         let (names, all_bytes, hashes) = (&self.names, &self.bytes, &self.hashes);
         self.index.insert_unique(hash, place, |&place| {
-            let name = &names[place as usize];
-            let bytes = &all_bytes[name.at as usize..][..usize::from(name.len)];
-            hash_of(hashes, name.directory, bytes)
+            rehashed(hashes, names, all_bytes, place)
         });
         Ok(name)
     }
@@ -366,6 +374,12 @@ fn fields(origin: Origin) -> (u16, u32) {
         Origin::Implied => (0, IMPLIED),
         Origin::Entry { layer, index } => (layer, index),
     }
+}
+
+fn rehashed(hashes: &DefaultHashBuilder, names: &[Name], all_bytes: &[u8], place: u32) -> u64 {
+    let name = &names[place as usize];
+    let bytes = &all_bytes[name.at as usize..][..usize::from(name.len)];
+    hash_of(hashes, name.directory, bytes)
 }
 
 fn hash_of(hashes: &DefaultHashBuilder, directory: NodeIndex, bytes: &[u8]) -> u64 {

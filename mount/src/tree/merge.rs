@@ -90,6 +90,12 @@ impl<T: Deref<Target = Table>> Merger<T> {
         merging.add(number)
     }
 
+    /// Makes room for so many entries in all, as far as that is known.
+    pub fn make_room(&mut self, entries: u64) {
+        self.draft
+            .make_room(usize::try_from(entries).unwrap_or(usize::MAX));
+    }
+
     /// What stands at `path` in the layers so far; no symbolic link is followed, a path through one finds nothing.
     pub fn standing(&self, path: &[u8]) -> Result<Option<Step<'_>>, TableError> {
         let mut node = Draft::ROOT;
@@ -154,14 +160,9 @@ impl<'a, T: Deref<Target = Table>> Merging<'a, T> {
         let more = count.saturating_mul(LOOKUPS_PER_ENTRY);
         self.lookups_left
             .set(self.lookups_left.get().saturating_add(more));
-        let entries = || self.layers[usize::from(layer)].entries();
-        let mut hiding = Vec::new();
-        for entry in entries() {
-            let (entry, _) = entry?;
-            if matches!(entry.kind, Kind::Whiteout | Kind::Opaque) {
-                hiding.push(entry);
-            }
-        }
+        let table = &*self.layers[usize::from(layer)];
+        let hiding = table.hiding().map(|index| Ok(table.entry(index)?.0));
+        let mut hiding = hiding.collect::<Result<Vec<_>, TableError>>()?;
         if hiding.is_empty() {
             return Ok(());
         }

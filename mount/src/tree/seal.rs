@@ -1,7 +1,9 @@
 //! A finished draft is written as a tree file, front to back.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::ops::Deref;
+use std::panic::resume_unwind;
+use std::thread;
 
 use zerocopy::little_endian::U32;
 use zerocopy::{Immutable, IntoBytes};
@@ -15,7 +17,7 @@ use super::merge::MergeError;
 use crate::layer::entry::{Entry, Kind, Timestamp};
 use crate::layer::table::{PieceRange, Table, TableError};
 
-/// Writes `draft`, whose attributes are in the tables of `layers`, to `to`. Reads entries more than once rather than keep what it
+/// Writes `draft`, whose attributes are in the tables of `layers`, to `to`, record by record. Reads entries more than once rather than keep what it
 /// needs of them.
 pub(super) fn seal<T: Deref<Target = Table>>(
     draft: &Draft,
@@ -27,12 +29,15 @@ pub(super) fn seal<T: Deref<Target = Table>>(
         draft,
         layers,
     };
-    let mut to = BufWriter::with_capacity(1 << 16, to);
-    let (names_len, with_bytes) = sealing.header(&mut to)?;
-    sealing.nodes(names_len, &mut to)?;
-    sealing.names(&mut to)?;
-    sealing.bytes(&with_bytes, &mut to)?;
-    to.flush().map_err(MergeError::Write)
+    let (names_len, with_bytes) = sealing.header(to)?;
+    thread::scope(|scope| {
+        // Programs wait for this, and most machines have another core.
+        let names = scope.spawn(|| sealing.order.name_part(draft, names_len));
+        sealing.nodes(names_len, to)?;
+        let names = names.join();
+        write(to, &*names.unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
+    sealing.bytes(&with_bytes, to)
 }
 
 struct Sealing<'a, T> {
@@ -96,6 +101,32 @@ impl Order {
             names: count(self.names.len() - first),
             directories,
         });
+    }
+
+    fn number(&self, node: NodeIndex) -> u32 {
+        self.numbers[node.0 as usize]
+    }
+
+    /// All names, and behind them their bytes, of which there are `names_len`.
+    fn name_part(&self, draft: &Draft, names_len: u64) -> Vec<u8> {
+        let records_len = self.names.len() * size_of::<NameRecord>();
+        let mut names = Vec::with_capacity(records_len + names_len as usize);
+        let mut at = 0u64;
+        for &name in &self.names {
+            let len = draft.bytes(name).len() as u16;
+            let record = NameRecord {
+                at: at.into(),
+                node: self.number(draft.node(name)).into(),
+                len: len.into(),
+                _reserved: 0.into(),
+            };
+            at += u64::from(len);
+            names.extend_from_slice(record.as_bytes());
+        }
+        for &name in &self.names {
+            names.extend_from_slice(draft.bytes(name));
+        }
+        names
     }
 }
 
@@ -161,7 +192,7 @@ impl<T: Deref<Target = Table>> Sealing<'_, T> {
                     record.nlink = (2 + contents.directories).into();
                     record.place = names_at.into();
                     record.count = contents.names.into();
-                    record.owner = self.number(self.draft.above(node)).into();
+                    record.owner = self.order.number(self.draft.above(node)).into();
                     names_at += u64::from(contents.names);
                 }
                 Kind::Regular { size } => {
@@ -185,27 +216,8 @@ impl<T: Deref<Target = Table>> Sealing<'_, T> {
         Ok(())
     }
 
-    fn names(&self, to: &mut impl Write) -> Result<(), MergeError> {
-        let mut at = 0u64;
-        for &name in &self.order.names {
-            let len = self.draft.bytes(name).len() as u16;
-            let record = NameRecord {
-                at: at.into(),
-                node: self.number(self.draft.node(name)).into(),
-                len: len.into(),
-                _reserved: 0.into(),
-            };
-            at += u64::from(len);
-            write(to, &record)?;
-        }
-        Ok(())
-    }
-
-    /// Writes the bytes of names, then those of link targets and attributes of the nodes that have some, in their order.
+    /// Writes the link targets and attributes of the nodes that have some, in their order.
     fn bytes(&self, with_bytes: &[NodeIndex], to: &mut impl Write) -> Result<(), MergeError> {
-        for &name in &self.order.names {
-            write(to, self.draft.bytes(name))?;
-        }
         for &node in with_bytes {
             let (entry, _) = self.entry(node)?;
             write(to, target(&entry))?;
@@ -216,10 +228,6 @@ impl<T: Deref<Target = Table>> Sealing<'_, T> {
             }
         }
         Ok(())
-    }
-
-    fn number(&self, node: NodeIndex) -> u32 {
-        self.order.numbers[node.0 as usize]
     }
 
     /// The entry that `node` comes from, and its pieces.

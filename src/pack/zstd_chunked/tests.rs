@@ -5,6 +5,7 @@ use serde_json::Value;
 use sifon_mount::layer::decode::Decoder;
 use sifon_mount::layer::entry::Timestamp;
 use sifon_mount::layer::table::{Table, TableWriter, from_reader};
+use sifon_mount::layer::toc::Unpacked;
 use sifon_mount::layer::zstd_chunked::{promised, table};
 
 use super::*;
@@ -97,7 +98,8 @@ fn table_of(blob: &[u8], written: &Written) -> Table {
     let packed = &blob[at..at + toc.packed_len as usize];
     let directory = tempfile::tempdir().unwrap();
     let mut writer = TableWriter::in_directory(directory.path());
-    table(&toc, packed, blob.len() as u64, &mut writer).unwrap();
+    let mut unpacked = Unpacked::default();
+    table(&toc, packed, blob.len() as u64, &mut unpacked, &mut writer).unwrap();
     let mut bytes = Vec::new();
     writer.finish(written.digest, &mut bytes).unwrap();
     from_reader(&bytes[..]).unwrap()

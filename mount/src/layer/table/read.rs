@@ -163,6 +163,16 @@ impl Table {
         (0..self.entry_count()).map(|index| self.entry(index))
     }
 
+    /// The whiteouts and opaque directories among the entries, by their places, without a look at the others' names.
+    pub fn hiding(&self) -> impl Iterator<Item = u64> {
+        let entries = &self.parts.entries;
+        let records = entries.range(&self.bytes, 0, entries.count());
+        let records = records.unwrap_or_default().iter().enumerate();
+        records
+            .filter(|(_, record)| matches!(record.kind, KIND_WHITEOUT | KIND_OPAQUE))
+            .map(|(index, _)| index as u64)
+    }
+
     /// How much an entry has, without a look at its names.
     pub fn lens(&self, index: u64) -> Result<Lens, TableError> {
         let record = self.parts.entries.get(&self.bytes, index);

@@ -17,6 +17,10 @@ pub struct Files<'w> {
     records: u64,
     /// The file whose chunks are being told.
     file: Option<File>,
+    /// Its name as its record has it; the records of its chunks repeat it.
+    name: String,
+    /// Where its bytes are, as far as that has been told.
+    pieces: Vec<Piece>,
     /// The chunks of the last frame or member, which ends where the next one begins.
     last: Vec<Chunk<'static>>,
     /// Chunks in the table already.
@@ -26,15 +30,12 @@ pub struct Files<'w> {
 }
 
 struct File {
-    /// As the record has it; the records of its chunks repeat it.
-    name: String,
     /// `None` for a file that is not shown.
     entry: Option<Entry>,
     size: u64,
     end_offset: u64,
     /// How many bytes, from the start, have a place.
     covered: u64,
-    pieces: Vec<Piece>,
 }
 
 impl<'w> Files<'w> {
@@ -45,6 +46,8 @@ impl<'w> Files<'w> {
             writer,
             records: 0,
             file: None,
+            name: String::new(),
+            pieces: Vec::new(),
             last: Vec::new(),
             written: 0,
             from: 1,
@@ -80,13 +83,14 @@ impl<'w> Files<'w> {
             entry.with_whiteouts_understood().map_err(Problem::Name)?
         };
         if record.kind == "reg" && record.size > 0 {
+            self.name.clear();
+            self.name.push_str(&record.name);
+            self.pieces.clear();
             self.file = Some(File {
-                name: record.name.to_string(),
                 entry,
                 size: record.size,
                 end_offset: record.end_offset,
                 covered: 0,
-                pieces: Vec::new(),
             });
             self.chunk(record)
         } else if let Some(entry) = entry {
@@ -98,7 +102,7 @@ impl<'w> Files<'w> {
 
     fn further_chunk(&mut self, record: &Record<'_>) -> Result<(), Stop> {
         match &self.file {
-            Some(file) if file.name == record.name => self.chunk(record),
+            Some(_) if self.name == record.name => self.chunk(record),
             _ => Err(Problem::Field("a chunk that follows no chunk of its file").into()),
         }
     }
@@ -127,8 +131,7 @@ impl<'w> Files<'w> {
             "" => Piece::in_chunk(starts, self.begin_chunk(record, len)?, 0),
             _ => return Err(Problem::Field("a chunkType that is not known").into()),
         };
-        let file = self.file.as_mut().expect("it was there above");
-        file.pieces.push(piece);
+        self.pieces.push(piece);
         Ok(())
     }
 
@@ -174,7 +177,7 @@ impl<'w> Files<'w> {
 
     /// Writes the chunks of the last frame or member; its packed bytes end at `end`, or before.
     fn end_chunks(&mut self, end: u64) -> io::Result<()> {
-        for mut chunk in std::mem::take(&mut self.last) {
+        for mut chunk in self.last.drain(..) {
             let longest = 2 * CHUNK_BYTES_LIMIT as u64;
             chunk.packed_len = (end - chunk.packed_at.0).min(longest) as u32;
             let index = self.writer.chunk(&chunk)?;
@@ -193,7 +196,7 @@ impl<'w> Files<'w> {
         };
         if file.covered != file.size {
             let problem = Problem::Field("its chunks end before the file does");
-            return Err(Stop::Problem(problem).at(self.records - 1, &file.name));
+            return Err(Stop::Problem(problem).at(self.records - 1, &self.name));
         }
         // The member may go on with other files' chunks; only containers/storage tells an end, and shares no frame.
         if file.end_offset >= self.from && file.end_offset <= self.layout.end.0 {
@@ -202,7 +205,7 @@ impl<'w> Files<'w> {
         }
         if let Some(entry) = file.entry {
             let pieces = match entry.kind {
-                Kind::Regular { .. } => self.writer.pieces(&file.pieces)?,
+                Kind::Regular { .. } => self.writer.pieces(&self.pieces)?,
                 _ => PieceRange::default(),
             };
             self.writer.entry(&entry, pieces)?;

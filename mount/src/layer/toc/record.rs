@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use chrono::NaiveDate;
 use serde::Deserialize;
 
 use super::Problem;
@@ -68,7 +69,7 @@ impl Record<'_> {
     pub fn entry(&self) -> Result<Entry, Problem> {
         if [&self.name, &self.link_name]
             .iter()
-            .any(|name| name.contains(char::REPLACEMENT_CHARACTER))
+            .any(|name| !name.is_ascii() && name.contains(char::REPLACEMENT_CHARACTER))
         {
             return Err(Problem::Field("a name that is not UTF-8 was lost"));
         }
@@ -108,6 +109,9 @@ impl Record<'_> {
 
     /// Unset times are 1970: absent, or Go's zero, the first second of year 1.
     fn mtime(&self) -> Result<Timestamp, Problem> {
+        if let Some(secs) = whole_seconds(self.modtime.as_bytes()) {
+            return Ok(Timestamp { secs, nanos: 0 });
+        }
         match &*self.modtime {
             "" | "0001-01-01T00:00:00Z" => Ok(Timestamp::default()),
             text => chrono::DateTime::parse_from_rfc3339(text)
@@ -144,5 +148,81 @@ impl Record<'_> {
         text.parse::<Digest>()
             .map(|digest| ChunkDigest::Sha256(*digest.as_bytes()))
             .map_err(|_| Problem::Field("its chunk has no SHA-256 digest"))
+    }
+}
+
+/// The seconds since 1970 until `2026-11-30T20:51:02Z`, for a time that is written like this one, as nearly all are; any other may be
+/// one, too.
+fn whole_seconds(text: &[u8]) -> Option<i64> {
+    let &[
+        y0,
+        y1,
+        y2,
+        y3,
+        b'-',
+        m0,
+        m1,
+        b'-',
+        d0,
+        d1,
+        b'T',
+        h0,
+        h1,
+        b':',
+        n0,
+        n1,
+        b':',
+        s0,
+        s1,
+        b'Z',
+    ] = text
+    else {
+        return None;
+    };
+    let number = |digits: [u8; 2]| {
+        let [tens, ones] = digits.map(|digit| digit.wrapping_sub(b'0'));
+        (tens < 10 && ones < 10).then(|| u32::from(tens) * 10 + u32::from(ones))
+    };
+    let year = number([y0, y1])? * 100 + number([y2, y3])?;
+    if year < 1970 {
+        return None;
+    }
+    let day = NaiveDate::from_ymd_opt(year as i32, number([m0, m1])?, number([d0, d1])?)?;
+    let time = day.and_hms_opt(number([h0, h1])?, number([n0, n1])?, number([s0, s1])?)?;
+    Some(time.and_utc().timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_the_usual_form_are_what_chrono_makes_of_them() {
+        for text in [
+            "2026-11-30T20:51:02Z",
+            "2024-02-29T23:59:59Z",
+            "1970-01-01T00:00:00Z",
+            "9999-12-31T23:59:59Z",
+        ] {
+            let expected = chrono::DateTime::parse_from_rfc3339(text).unwrap();
+            let found = whole_seconds(text.as_bytes());
+            assert_eq!(found, Some(expected.timestamp()), "{text}");
+        }
+        for text in [
+            "",
+            "2023-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-11-30T24:00:00Z",
+            "2026-11-30T20:60:02Z",
+            "2026-11-30T20:51:60Z",
+            "2026-11-30 20:51:02Z",
+            "2026-11-3xT20:51:02Z",
+            "2026-11-30T20:51:02+01:00",
+            "2026-11-30T20:51:02.5Z",
+            "1969-12-31T23:59:59Z",
+            "0001-01-01T00:00:00Z",
+        ] {
+            assert_eq!(whole_seconds(text.as_bytes()), None, "{text}");
+        }
     }
 }

@@ -368,3 +368,31 @@ fn json_that_is_no_toc_is_refused() {
     let nested = format!(r#"{{"x":{}"#, "[".repeat(100_000));
     assert!(table_of(&nested).is_err());
 }
+
+#[test]
+fn what_is_unpacked_is_as_long_as_promised_and_memory_is_used_again() {
+    let mut unpacked = Unpacked::default();
+    let mixed = (0..1u32 << 20).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes());
+    for plain in [vec![b'x'; 3 << 20], b"{}".to_vec(), mixed.collect()] {
+        let frame = zstd::bulk::compress(&plain, 3).unwrap();
+        let len = plain.len() as u64;
+        assert_eq!(unpacked.frame(&frame, len), Some(&plain[..]));
+        for wrong in [0, len - 1, len + 1, PLAIN_LIMIT + 1] {
+            assert_eq!(unpacked.frame(&frame, wrong), None, "{wrong} for {len}");
+        }
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut packer, &plain).unwrap();
+        let member = packer.finish().unwrap();
+        assert_eq!(unpacked.member(&member, len).unwrap(), plain);
+        let short = unpacked.member(&member, len - 1).unwrap();
+        assert_eq!(short, &plain[..plain.len() - 1]);
+        // What follows a member says nothing of its length.
+        let followed = [&member[..], &[7; 9]].concat();
+        assert_eq!(unpacked.member(&followed, len).unwrap(), plain);
+        assert!(
+            unpacked
+                .member(&member[..member.len() - 9], len + 1)
+                .is_err()
+        );
+    }
+}
