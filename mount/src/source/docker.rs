@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::file::{FileBlob, Part, Place, daemons};
+use super::file::{FileBlob, Part, Place};
 use super::manifest::{CONFIG_BYTES_LIMIT, Descriptor, ImageConfig};
 use super::{Origin, SourceError};
 use crate::blob::Blob;
@@ -96,7 +96,7 @@ impl Daemons {
 impl Origin for DaemonImage {
     fn exact_name(&self) -> Result<Option<String>, SourceError> {
         let Daemons { name, settings, .. } = &*self.0;
-        let id = engine_image_id(name, settings).map_err(|error| daemons(name, error))?;
+        let id = engine_image_id(name, settings).map_err(SourceError::Daemon)?;
         Ok(Some(format!("docker-daemon's image {id:.200}")))
     }
 
