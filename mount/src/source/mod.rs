@@ -9,6 +9,7 @@ mod docker;
 pub mod elsewhere;
 mod file;
 mod layout;
+mod made_up;
 pub mod manifest;
 pub mod sif;
 mod squashfs;
