@@ -32,6 +32,15 @@ pub struct Settings {
     pub verbosity: Verbosity,
 }
 
+impl Settings {
+    /// The same for an image of which nothing is worth keeping: what it takes for a while is in files without names.
+    pub fn keeping_nothing(&self) -> Self {
+        let mut settings = self.clone();
+        settings.store.nothing_kept = Some(std::env::temp_dir());
+        settings
+    }
+}
+
 /// What a command works with.
 pub struct Context {
     /// What the user has set.
