@@ -179,6 +179,33 @@ fn config() -> Config {
 }
 
 #[test]
+fn a_directory_is_copied_as_by_apptainer() {
+    let Some(oracle) = Oracle::new() else { return };
+    let made = "mkdir -p old/bin old/etc old/open && cd old && echo hi >etc/file && ln etc/file bin/same &&
+        ln -s /etc abs && mkfifo fifo && chmod 711 etc/file && chmod 2775 open && chmod 1777 bin &&
+        touch -d 2001-02-03 etc/file open";
+    oracle.run(&["sh", "-c", made]);
+    oracle.run(&["apptainer", "build", "--sandbox", "theirs", "old"]);
+    let copied = Command::new(env!("CARGO_BIN_EXE_sifon"))
+        .args(["build", "--sandbox", "ours", "old"])
+        .env("SIFON_STORE", oracle.shared.path().join("store"))
+        .current_dir(oracle.shared.path())
+        .output()
+        .unwrap();
+    assert!(copied.status.success(), "{copied:?}");
+    // What is added is dated when it is added, and its texts are not Apptainer's. One of its files is there for images with a
+    // configuration only.
+    let listed = |name: &str| {
+        let list = "cd $0 && find . ! -name 10-docker2singularity.sh -printf '%P %y %m %U %G %n %l\\n' | sort &&
+            stat -c %Y etc/file open && cat etc/file";
+        oracle.run(&["sh", "-c", list, name])
+    };
+    assert_eq!(listed("ours"), listed("theirs"));
+    // And it can be copied on.
+    oracle.run(&["apptainer", "build", "--sandbox", "again", "ours"]);
+}
+
+#[test]
 fn apptainer_runs_what_we_packed() {
     let Some(oracle) = Oracle::new() else { return };
     for compression in [Compression::default(), Compression::Gzip(6)] {
