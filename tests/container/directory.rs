@@ -222,6 +222,10 @@ fn of_a_directory_nothing_is_kept_in_the_store() {
         for options in [&[][..], &["--writable-tmpfs"], &["--writable"]] {
             assert_eq!(root.says(&machine, options, "echo ran"), "ran");
         }
+        // Nor is there a need for a directory that is not there.
+        let mut nowhere = root.exec(&machine, &["--private"], &["true"]);
+        let ran = nowhere.env("TMPDIR", "/nowhere").output().unwrap();
+        assert!(ran.status.success(), "{}", complaint(&ran));
         machine.wait_for_all();
         let mut listing = machine.program(env!("CARGO_BIN_EXE_sifon"));
         let listing = listing.args(["cache", "list", "--json"]).output().unwrap();
