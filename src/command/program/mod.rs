@@ -1,7 +1,10 @@
 //! What `exec`, `run` and `shell` have in common: a program in an image.
 
+mod assignments;
+mod limits;
 mod options;
 mod overlays;
+mod variables;
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -36,7 +39,7 @@ use crate::output::fatal;
 use crate::setting::{Context, Error, image_or_directory, require_own};
 
 pub use options::Args;
-use options::variable;
+use variables::variable;
 
 /// What is started.
 pub enum Action {
