@@ -32,6 +32,17 @@ pub struct Settings {
     pub verbosity: Verbosity,
 }
 
+impl Settings {
+    /// The same for an image of which nothing is worth keeping: what it takes for a while is in files without names.
+    pub fn keeping_nothing(&self) -> Self {
+        let mut settings = self.clone();
+        // Programs start also where $TMPDIR leads nowhere.
+        let directory = Some(std::env::temp_dir()).filter(|directory| directory.is_dir());
+        settings.store.nothing_kept = Some(directory.unwrap_or_else(|| "/tmp".into()));
+        settings
+    }
+}
+
 /// What a command works with.
 pub struct Context {
     /// What the user has set.

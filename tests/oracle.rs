@@ -33,13 +33,9 @@ struct Oracle {
 
 impl Oracle {
     fn new() -> Option<Self> {
-        let Some(root) = std::env::var_os("SIFON_ORACLE") else {
-            eprintln!("skipped: SIFON_ORACLE names no root directory with Apptainer in it");
-            return None;
-        };
+        let root = enter::root()?;
         let shared = tempfile::tempdir().unwrap();
         std::fs::set_permissions(shared.path(), PermissionsExt::from_mode(0o777)).unwrap();
-        let root = Path::new(&root).canonicalize().unwrap();
         Some(Self { root, shared })
     }
 
@@ -180,6 +176,33 @@ fn config() -> Config {
         labels: [("maintainer".to_owned(), "somebody".to_owned())].into(),
         oci_config: serde_json::json!({"Entrypoint": ["/bin/printf", "[%s]"]}),
     }
+}
+
+#[test]
+fn a_directory_is_copied_as_by_apptainer() {
+    let Some(oracle) = Oracle::new() else { return };
+    let made = "mkdir -p old/bin old/etc old/open && cd old && echo hi >etc/file && ln etc/file bin/same &&
+        ln -s /etc abs && mkfifo fifo && chmod 711 etc/file && chmod 2775 open && chmod 1777 bin &&
+        touch -d 2001-02-03 etc/file open";
+    oracle.run(&["sh", "-c", made]);
+    oracle.run(&["apptainer", "build", "--sandbox", "theirs", "old"]);
+    let copied = Command::new(env!("CARGO_BIN_EXE_sifon"))
+        .args(["build", "--sandbox", "ours", "old"])
+        .env("SIFON_STORE", oracle.shared.path().join("store"))
+        .current_dir(oracle.shared.path())
+        .output()
+        .unwrap();
+    assert!(copied.status.success(), "{copied:?}");
+    // What is added is dated when it is added, and its texts are not Apptainer's. One of its files is there for images with a
+    // configuration only.
+    let listed = |name: &str| {
+        let list = "cd $0 && find . ! -name 10-docker2singularity.sh -printf '%P %y %m %U %G %n %l\\n' | sort &&
+            stat -c %Y etc/file open && cat etc/file";
+        oracle.run(&["sh", "-c", list, name])
+    };
+    assert_eq!(listed("ours"), listed("theirs"));
+    // And it can be copied on.
+    oracle.run(&["apptainer", "build", "--sandbox", "again", "ours"]);
 }
 
 #[test]

@@ -17,8 +17,8 @@ use crate::pack::singularity::Origin;
 use crate::pack::touched::Summary;
 use crate::pack::without::{LeftOut, Patterns};
 use crate::pack::{
-    Checked, Compression, Options, PackError, PlaceError, SandboxError, check_place, compact,
-    unpack,
+    Checked, Compression, Options, PackError, PlaceError, SandboxError, Withheld, check_place,
+    compact, sandbox, unpack,
 };
 use crate::setting::{Context, Error, environment, parsed};
 
@@ -210,10 +210,7 @@ pub(super) fn unpacked(
     overwrite: bool,
 ) -> Result<(), Error> {
     let created = source_date_epoch()?;
-    if !overwrite && out.symlink_metadata().is_ok() {
-        let path = out.to_owned();
-        return Err(PackError::from(SandboxError::Exists { path }).into());
-    }
+    sandbox::check_place(out, overwrite).map_err(PackError::from)?;
     let opened = context.open(reference)?;
     warn_of_other_machine(context, reference, &opened.description.config);
     let bar = context
@@ -230,11 +227,16 @@ pub(super) fn unpacked(
     let config = &opened.description.config;
     let withheld = unpack(&opened.image, config, &origin, out, options)?;
     bar.finish_and_clear();
+    tell_unpacked(out, &withheld);
+    Ok(())
+}
+
+/// Says that the directory `out` is there, and what it has not.
+pub(super) fn tell_unpacked(out: &Path, withheld: &Withheld) {
     for warning in withheld.warnings() {
         tracing::warn!("{}: {warning}", out.display());
     }
     tracing::info!("{}: unpacked", out.display());
-    Ok(())
 }
 
 /// What the user can do about a failure of this command.

@@ -13,9 +13,10 @@ use sifon_mount::daemon::{self, Answers};
 use sifon_mount::digest::Digest;
 use sifon_mount::fetch::Why;
 use sifon_mount::image::history::{self, Teller};
+use sifon_mount::image::open::{Options, identify};
 use sifon_mount::image::prometheus;
-
 use sifon_mount::image::stats::Stats;
+use sifon_mount::store::Store;
 
 use crate::container::client::Server;
 use crate::container::meeting::{self, Group};
@@ -117,14 +118,23 @@ fn servers() -> Result<Vec<(String, Server)>, Error> {
     Ok(servers.collect())
 }
 
-/// The image's manifest, if it was ever mounted.
+/// The image's manifest, as it was mounted last; or as it is, where that can be told without asking another machine.
 fn manifest(context: &Context, what: &OsStr) -> Result<Option<Digest>, Error> {
-    let reference = image_or_directory(what)?.to_string();
+    let reference = image_or_directory(what)?;
+    let name = reference.to_string();
     let images = context.store().images();
     let mut records = images.into_iter().map(|image| image.record);
-    Ok(records
-        .find(|record| record.reference == reference)
-        .map(|record| record.manifest))
+    if let Some(record) = records.find(|record| record.reference == name) {
+        return Ok(Some(record.manifest));
+    }
+    // Nothing of a directory is in the store.
+    let options = Options {
+        offline: true,
+        ..context.settings.open.clone()
+    };
+    let nowhere = Arc::new(Store::open(&context.settings.keeping_nothing().store));
+    let known = identify(&reference, &options, &nowhere);
+    Ok(known.ok().map(|(manifest, _)| manifest))
 }
 
 fn not_there(what: &OsStr) -> Error {

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use sifon_mount::digest::{Digest, Hasher};
 use sifon_mount::layer::entry::Timestamp;
@@ -99,6 +100,12 @@ impl DirectorySource {
         let mut bytes = vec![0; *size as usize];
         let len = self.read(place as u64, 0, &mut bytes)?;
         Ok(Some(String::from_utf8_lossy(&bytes[..len]).into_owned()))
+    }
+
+    fn node(&self, place: u64) -> io::Result<&PackNode> {
+        let node = usize::try_from(place).ok();
+        let node = node.and_then(|place| self.nodes.get(place));
+        node.ok_or_else(|| io::Error::other("no such file"))
     }
 
     fn file(&self, path: &[u8]) -> io::Result<(PathBuf, File)> {
@@ -201,11 +208,23 @@ impl Source for DirectorySource {
     }
 
     fn read(&self, file: u64, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let node = usize::try_from(file).ok();
-        let node = node.and_then(|place| self.nodes.get(place));
-        let node = node.ok_or_else(|| io::Error::other("no such file"))?;
-        let (path, file) = self.file(&node.path)?;
+        let (path, file) = self.file(&self.node(file)?.path)?;
         file.read_at(into, offset).map_err(|err| at(&path, err))
+    }
+
+    fn hole(&self, file: u64, offset: u64) -> io::Result<u64> {
+        let node = self.node(file)?;
+        let (path, file) = self.file(&node.path)?;
+        let len = file.metadata().map_err(|err| at(&path, err))?.len();
+        // Behind the end of a file that became shorter is no hole; reading it fails.
+        if !matches!(node.kind, PackKind::Regular { size, .. } if size <= len) {
+            return Ok(0);
+        }
+        Ok(match rustix::fs::seek(&file, SeekFrom::Data(offset)) {
+            Ok(data) => data.saturating_sub(offset),
+            Err(Errno::NXIO) => len.saturating_sub(offset),
+            Err(_) => 0,
+        })
     }
 }
 
@@ -243,6 +262,21 @@ mod tests {
         assert_eq!(standing, Some(Standing::Symlink(target)));
         assert_eq!(source.standing(b"bin/none").unwrap(), None);
         assert_eq!(source.file_bytes(), 14);
+    }
+
+    #[test]
+    fn holes_are_known_until_the_file_is_cut_short() {
+        let directory = sandbox();
+        let path = directory.path().join("bin/one");
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(4 << 20).unwrap();
+        file.write_all_at(b"data", 2 << 20).unwrap();
+        let source = DirectorySource::open(directory.path()).unwrap();
+        let hole = |at| source.hole(3, at).unwrap();
+        assert_eq!([hole(0), hole(1 << 20), hole(2 << 20)], [0, 1 << 20, 0]);
+        assert_eq!(hole(3 << 20), 1 << 20);
+        file.set_len(3 << 20).unwrap();
+        assert_eq!(hole(1 << 20), 0);
     }
 
     #[test]

@@ -237,16 +237,41 @@ pub fn unpack(
     let failed = |source| Failure::Io(source).at(out);
     let source = TreeSource::new(image, options.timeout);
     let config = Config::of(config).map_err(failed)?;
-    let additions = match kept(&source, origin).map_err(failed)? {
+    let kept = kept(&source, origin).map_err(failed)?;
+    unpacked(&source, &config, origin, kept, out, options)
+}
+
+/// Copies a directory of this machine into the directory `out`, with all that Singularity needs; see [`pack_directory`].
+pub fn copy_directory(
+    source: &DirectorySource,
+    config: &Config,
+    origin: &Origin,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Withheld, PackError> {
+    let (config, kept) = about_directory(source, config, out)?;
+    unpacked(source, &config, origin, kept, out, options)
+}
+
+fn unpacked(
+    source: &dyn Source,
+    config: &Config,
+    origin: &Origin,
+    kept: Option<Texts>,
+    out: &Path,
+    options: Options<'_>,
+) -> Result<Withheld, PackError> {
+    let failed = |source| Failure::Io(source).at(out);
+    let additions = match kept {
         Some(_) => Ok(Vec::new()),
-        None => Texts::new(&config, origin)
+        None => Texts::new(config, origin)
             .and_then(|texts| texts.additions(&|path| source.standing(path))),
     };
     let created = Timestamp {
         secs: options.created.unwrap_or(config.created),
         nanos: 0,
     };
-    let contents = Contents::new(&source, additions.map_err(failed)?, created);
+    let contents = Contents::new(source, additions.map_err(failed)?, created);
     Ok(sandbox::unpack(
         &contents,
         out,
@@ -264,11 +289,7 @@ pub fn pack_directory(
     out: &Path,
     options: Options<'_>,
 ) -> Result<Report, PackError> {
-    let config = Config {
-        created: source.changed(),
-        ..config.clone()
-    };
-    let kept = Texts::kept(|path| source.text(path)).map_err(|err| Failure::Io(err).at(out))?;
+    let (config, kept) = about_directory(source, config, out)?;
     let new = NewFile::beside(out, options.overwrite)?;
     let identity = [source.identity()];
     let report = write(
@@ -283,6 +304,20 @@ pub fn pack_directory(
     .map_err(|failure| failure.at(out))?;
     new.publish()?;
     Ok(report)
+}
+
+/// When what is added to a directory's files is dated, and what Singularity needs that is in it already.
+fn about_directory(
+    source: &DirectorySource,
+    config: &Config,
+    out: &Path,
+) -> Result<(Config, Option<Texts>), PackError> {
+    let config = Config {
+        created: source.changed(),
+        ..config.clone()
+    };
+    let kept = Texts::kept(|path| source.text(path)).map_err(|err| Failure::Io(err).at(out))?;
+    Ok((config, kept))
 }
 
 /// Whether a file could be written as `out`, before work is done that would be for nothing.

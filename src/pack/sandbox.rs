@@ -61,6 +61,16 @@ pub struct Withheld {
     pub xattrs: u64,
 }
 
+/// Whether there may be a directory `out`, before work is done that would be for nothing.
+pub fn check_place(out: &Path, overwrite: bool) -> Result<(), SandboxError> {
+    match !overwrite && out.symlink_metadata().is_ok() {
+        true => Err(SandboxError::Exists {
+            path: out.to_owned(),
+        }),
+        false => Ok(()),
+    }
+}
+
 /// Writes `contents` into the new directory `out`, which appears when it is whole. With `overwrite`, what has the name
 /// is removed then. `progress` is told how many more bytes of files were written.
 pub fn unpack(
@@ -73,12 +83,7 @@ pub fn unpack(
         path: out.to_owned(),
         source,
     };
-    let exists = || SandboxError::Exists {
-        path: out.to_owned(),
-    };
-    if !overwrite && out.symlink_metadata().is_ok() {
-        return Err(exists());
-    }
+    check_place(out, overwrite)?;
     let hidden = HiddenDirectory::beside(out).map_err(failed)?;
     let root = hidden.path().join("root");
     let mut writer = Writer::new(contents, &root, progress).map_err(failed)?;
@@ -112,7 +117,9 @@ pub fn unpack(
         out,
         RenameFlags::NOREPLACE,
     ) {
-        Err(Errno::EXIST) => Err(exists()),
+        Err(Errno::EXIST) => Err(SandboxError::Exists {
+            path: out.to_owned(),
+        }),
         Err(Errno::INVAL | Errno::NOSYS) => {
             // NFS has no such rename; an ordinary one replaces empty directories only.
             fs::rename(&root, out).map_err(failed)?;

@@ -214,6 +214,28 @@ fn what_changes_in_a_directory_is_seen_by_the_next_program_and_one_that_runs() {
 }
 
 #[test]
+fn of_a_directory_nothing_is_kept_in_the_store() {
+    for machine in machines() {
+        let Some(root) = RootFiles::new(&machine) else {
+            return;
+        };
+        for options in [&[][..], &["--writable-tmpfs"], &["--writable"]] {
+            assert_eq!(root.says(&machine, options, "echo ran"), "ran");
+        }
+        // Nor is there a need for a directory that is not there.
+        let mut nowhere = root.exec(&machine, &["--private"], &["true"]);
+        let ran = nowhere.env("TMPDIR", "/nowhere").output().unwrap();
+        assert!(ran.status.success(), "{}", complaint(&ran));
+        machine.wait_for_all();
+        let mut listing = machine.program(env!("CARGO_BIN_EXE_sifon"));
+        let listing = listing.args(["cache", "list", "--json"]).output().unwrap();
+        let listing: serde_json::Value = serde_json::from_slice(&listing.stdout).unwrap();
+        assert_eq!(listing["images"], serde_json::json!([]), "{listing}");
+        assert_eq!(listing["used_bytes"], 0, "{listing}");
+    }
+}
+
+#[test]
 fn with_writable_a_directory_is_written_to_and_nothing_else_is_made_in_it() {
     for machine in machines() {
         let Some(root) = RootFiles::new(&machine) else {

@@ -9,13 +9,13 @@
 //! - An argument of `run` with a double quote in it arrives; Apptainer loses ENTRYPOINT over it.
 //! - `/etc/passwd` of the oracle's system has another name for the user.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::enter::inside;
+use crate::enter::{inside, root};
 use crate::image::{Image, ImageBuilder, readable_for_all};
 use crate::machine::{Machine, complaint, machines};
 
@@ -28,10 +28,7 @@ struct Both {
 
 impl Both {
     fn new(image: Option<ImageBuilder>) -> Option<Self> {
-        let Some(oracle) = std::env::var_os("SIFON_ORACLE") else {
-            eprintln!("skipped: SIFON_ORACLE names no root directory with Apptainer in it");
-            return None;
-        };
+        let oracle = root()?;
         let machine = machines().into_iter().find(|machine| !machine.is_root())?;
         let image = image?.finish();
         let shared = tempfile::tempdir().unwrap();
@@ -42,7 +39,7 @@ impl Both {
         let packed = command.arg(shared.path().join("x.sif")).output().unwrap();
         assert!(packed.status.success(), "{}", complaint(&packed));
         Some(Self {
-            oracle: Path::new(&oracle).canonicalize().unwrap(),
+            oracle,
             shared,
             machine,
             image,

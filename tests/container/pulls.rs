@@ -12,12 +12,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::enter::inside;
+use crate::enter::{inside, root};
 use crate::image::{ImageBuilder, readable_for_all};
 use crate::machine::{Machine, complaint, machines};
 use crate::oracle::said;
@@ -37,10 +37,7 @@ pub type Said = (String, i32);
 
 impl Pulled {
     pub fn new(image: Option<ImageBuilder>) -> Option<Self> {
-        let Some(oracle) = std::env::var_os("SIFON_ORACLE") else {
-            eprintln!("skipped: SIFON_ORACLE names no root directory with Apptainer in it");
-            return None;
-        };
+        let oracle = root()?;
         let machine = machines().into_iter().find(|machine| !machine.is_root())?;
         let image = image?.finish();
         let shared = tempfile::tempdir().unwrap();
@@ -56,7 +53,7 @@ impl Pulled {
             .status();
         assert!(copied.unwrap().success());
         let pulled = Self {
-            oracle: Path::new(&oracle).canonicalize().unwrap(),
+            oracle,
             shared,
             machine,
         };

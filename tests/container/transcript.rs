@@ -23,6 +23,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::enter::root;
 use crate::image::{Image, readable_for_all};
 use crate::machine::{complaint, machines};
 
@@ -209,15 +210,12 @@ impl Place {
         match program {
             Program::Ours => command.args([PLACE, "sh"]).arg(env!("CARGO_BIN_EXE_sifon")),
             Program::Apptainer => {
-                let Some(oracle) = std::env::var_os("SIFON_ORACLE") else {
-                    eprintln!("without Apptainer: SIFON_ORACLE names no root directory with it");
-                    return false;
-                };
+                let Some(oracle) = root() else { return false };
                 fs::write(self.path("place.sh"), PLACE).unwrap();
                 command
                     .args([ENTER, "enter", ""])
                     .env("BECOME", "sh ./place.sh")
-                    .env("ORACLE", Path::new(&oracle).canonicalize().unwrap())
+                    .env("ORACLE", oracle)
             }
         };
         let command = command.current_dir(self.directory.path());

@@ -1,9 +1,8 @@
 //! The tables of Apptainer's own suites, as transcripts.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 
+use crate::enter::root;
 use crate::image::{Image, ImageBuilder};
 use crate::overlay::is_here;
 use crate::transcript::{Form, Place, Program};
@@ -202,15 +201,12 @@ fn overlays_in_files_and_in_sifs_are_as_in_the_suite_of_the_original() {
         return;
     };
     place.holds("overlay.txt", Program::Ours, Form::Sif);
-    let oracle = std::env::var_os("SIFON_ORACLE").map(PathBuf::from);
-    if oracle.is_some_and(|root| {
+    if root().is_some_and(|root| {
         root.join("usr/sbin/mke2fs").exists() && root.join("usr/bin/fuse2fs").exists()
     }) {
         place.holds("overlay.txt", Program::Apptainer, Form::Sif);
     } else {
-        eprintln!(
-            "without Apptainer: SIFON_ORACLE names no root directory with e2fsprogs and fuse2fs"
-        );
+        eprintln!("without Apptainer: it needs e2fsprogs and fuse2fs for this");
     }
 }
 

@@ -655,12 +655,14 @@ fn an_image_of_the_docker_daemon_is_taken_from_its_socket() {
     );
     let said = place.refusal(&mut with(&["pull", "docker-daemon:other:1"]));
     assert!(
-        said.contains("No such image") && said.contains("docker images"),
+        said.contains("no such image") && said.contains("docker images"),
         "{said}"
     );
+    assert_eq!(said.matches("other:1").count(), 1, "{said}");
     let mut command = place.sifon(["pull", "z.sif", image]);
     let said = place.refusal(command.env("DOCKER_HOST", "unix:///nowhere/docker.sock"));
     assert!(said.contains("/nowhere/docker.sock"), "{said}");
+    assert_eq!(said.matches("thing:1").count(), 1, "{said}");
     let said = place.refusal(command.env("DOCKER_HOST", "tcp://127.0.0.1:1"));
     assert!(said.contains("only a daemon on this machine"), "{said}");
     if can_mount() {

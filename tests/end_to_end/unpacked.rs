@@ -66,6 +66,41 @@ fn a_mount_shows_what_gnu_tar_unpacks() {
     view.assert_is(&View::of(&root).on_disk());
 }
 
+#[test]
+fn a_copy_of_a_sandbox_is_the_sandbox() {
+    let place = Place::new();
+    let mut layout = Layout::new(place.path("layout"));
+    layout.add("latest", &all(&tricky::layers(), Packing::Gzip));
+    place.says(["build", "--sandbox", "box", &layout.reference("latest")]);
+    place.says(["build", "--sandbox", "copy", "box"]);
+    let of = |name: &str| View::of(&place.path(name)).on_disk();
+    of("copy").assert_is(&of("box"));
+    // Scripts are added where there are none, also to the directory itself.
+    fs::create_dir(place.path("plain")).unwrap();
+    fs::write(place.path("plain/said"), "said\n").unwrap();
+    place.says(["build", "--sandbox", "with/", "plain"]);
+    assert_eq!(fs::read(place.path("with/said")).unwrap(), b"said\n");
+    assert!(place.path("with/.singularity.d/runscript").exists());
+    assert_eq!(fs::read_dir(place.path("plain")).unwrap().count(), 1);
+    place.says(["build", "-F", "--sandbox", "plain", "plain"]);
+    assert!(place.path("plain/.singularity.d/runscript").exists());
+    std::os::unix::fs::symlink("plain", place.path("link")).unwrap();
+    let before = of("plain");
+    for (options, out, why) in [
+        (&["--sandbox"][..], "with", "already exists"),
+        (&["--sandbox"], "none/new", "none/new"),
+        (&["--sandbox"], "link/etc/new", "lies in plain"),
+        (&["-F", "--sandbox"], "plain/etc", "lies in plain"),
+        (&["-F", "--sandbox"], ".", "would go with it"),
+        (&["-F", "--sandbox"], "plain/..", "would go with it"),
+    ] {
+        let words = [&["build"], options, &[out, "plain"]].concat();
+        let said = place.refusal(&mut place.sifon(words));
+        assert!(said.contains(why), "{out}: {said}");
+        of("plain").assert_is(&before);
+    }
+}
+
 /// Does what tar does not: whiteouts, and directories that become files or the other way round.
 fn make_way(root: &Path, member: &Member) {
     let path = root.join(OsStr::from_bytes(&member.entry.path));

@@ -52,6 +52,16 @@ impl Blocks {
         (word.known & bit != 0).then_some(word.present & bit != 0)
     }
 
+    /// Those that are known not to be there, in no order.
+    pub fn absent(&self) -> Vec<u64> {
+        let words = self.words.iter();
+        let absent = words.flat_map(|(number, word)| {
+            let bits = (0..64).filter(|bit| word.known & !word.present & (1 << bit) != 0);
+            bits.map(move |bit| number * 64 + bit)
+        });
+        absent.collect()
+    }
+
     pub fn are_present(&self, blocks: &Range<u64>) -> bool {
         blocks
             .clone()

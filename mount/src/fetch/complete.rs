@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use super::ReadError;
 use super::activity::Why;
-use super::chunks::{Chunks, Packed};
+use super::chunks::Chunks;
 use super::fetcher::Fetcher;
+use super::layer_chunks::Packed;
 use super::remote::Remote;
 use crate::blob::BlobError;
 use crate::digest::Digest;

@@ -8,14 +8,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 
 use super::blocks::{BLOCK_BYTES, blocks_of};
 use super::spare::Spare;
 use crate::blob::Blob;
 use crate::scratch::Scratch;
 use crate::store::Store;
-use crate::sys::disk::begin_reading;
+use crate::sys::disk::{begin_reading, holes, stored_bytes};
 
 /// So many bytes of zeros are taken for a hole: nearly no packed bytes look like that, and those that do are only
 /// fetched again.
@@ -211,9 +211,24 @@ impl PackedCopy {
 
     /// How many of the blob's bytes are here, as the disk counts them: one question, however long it is.
     pub(super) fn stored_bytes(&self) -> u64 {
-        let metadata = self.file.metadata();
-        let stored = metadata.map_or(0, |metadata| metadata.blocks().saturating_mul(512));
-        stored.min(self.size)
+        stored_bytes(&self.file).min(self.size)
+    }
+
+    /// The blocks of which something may be missing, in order: all others were written, as their seals or the file system say, and no
+    /// block is read to find that out. Where a file system keeps more than a block together, such as a record of ZFS, a
+    /// block that is missing beside one that is here can be passed over: this is for telling people, not for readers.
+    pub(super) fn doubtful_blocks(&self) -> Vec<u64> {
+        if self.seals_at.is_some() {
+            let blocks = (0..).zip(self.sealed_blocks());
+            let unsealed = blocks.filter(|(_, is_written)| !is_written);
+            return unsealed.map(|(block, _)| block).collect();
+        }
+        let all = 0..self.size;
+        let holes = holes(&self.file, self.size);
+        let holes = holes.as_deref().unwrap_or(std::slice::from_ref(&all));
+        let mut doubtful: Vec<u64> = holes.iter().flat_map(blocks_of).collect();
+        doubtful.dedup();
+        doubtful
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
-use super::chunks::decoded;
+use super::layer_chunks::decoded;
 use super::{NativeBytes, WholeChunk};
 use crate::digest::ChunkDigest;
 use crate::layer::native::{Footer, is_frame};

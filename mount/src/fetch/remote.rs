@@ -129,18 +129,20 @@ impl Remote {
         self.blocks.lock().are_present(&blocks)
     }
 
-    /// How many bytes of the blob are here.
+    /// How many bytes of the blob seem to be here. Looks only at what may be missing, so of a blob of which all is here, however long it
+    /// is, nothing is read.
     pub fn kept_bytes(&self) -> u64 {
-        let (mut kept, size) = (0, self.blob.size());
-        for start in (0..size).step_by(BLOCK_BYTES as usize) {
-            let bytes = start..(start + BLOCK_BYTES).min(size);
-            kept += if self.has(&bytes) {
-                bytes.end - bytes.start
-            } else {
-                0
-            };
-        }
-        kept
+        let mut doubtful = self.copy.doubtful_blocks();
+        doubtful.extend(self.blocks.lock().absent());
+        doubtful.sort_unstable();
+        doubtful.dedup();
+        let size = self.blob.size();
+        let missing = doubtful.into_iter().map(|block| {
+            let bytes = block * BLOCK_BYTES..((block + 1) * BLOCK_BYTES).min(size);
+            let is_here = self.has(&bytes);
+            if is_here { 0 } else { bytes.end - bytes.start }
+        });
+        size - missing.sum::<u64>()
     }
 
     /// How many bytes of the blob are here, as the disk counts them: one question, however long it is.

@@ -1,6 +1,5 @@
 //! From a reference to an image that can be read: manifest, layers, tree.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -377,14 +376,7 @@ impl Opener<'_> {
     /// A layer of which we have the tar stream.
     fn layer_on_top(&mut self, tar: Vec<u8>) -> Result<Arc<LayerChunks>, OpenError> {
         let blob = MemoryBlob::new(tar);
-        let descriptor = Descriptor {
-            media_type: TAR_LAYER.into(),
-            digest: blob.digest(),
-            size: blob.size(),
-            annotations: BTreeMap::new(),
-            artifact_type: None,
-            platform: None,
-        };
+        let descriptor = Descriptor::new(TAR_LAYER, blob.digest(), blob.size());
         self.on_top = Some(Arc::new(blob));
         let diff_id = DiffId::Known(descriptor.digest);
         let layer = Layer::new(&descriptor, diff_id, Ok(None))?;

@@ -170,7 +170,7 @@ impl Sharing<'_> {
             }
             let bytes = Bytes::copy_from_slice(ztoc);
             let digest = self.destination.blob(&bytes).map_err(ShareError::Push)?;
-            let described = described(soci::ZTOC, digest, bytes.len());
+            let described = Descriptor::new(soci::ZTOC, digest, bytes.len() as u64);
             ztocs.push((layer, described));
         }
         match ztocs.is_empty() {
@@ -189,7 +189,7 @@ impl Sharing<'_> {
             media_type => media_type,
         };
         let digest = self.description.manifest_digest;
-        let subject = described(media_type, digest, manifest.len());
+        let subject = Descriptor::new(media_type, digest, manifest.len() as u64);
         let document = soci::index_manifest(Version::V1, Some(&subject), ztocs);
         let (index, is_listed) = self.index(&document)?;
         let tag = match is_listed {
@@ -302,7 +302,7 @@ impl Sharing<'_> {
         let pushed = self.destination.manifest(None, MANIFEST, &bytes);
         let is_listed = pushed.map_err(ShareError::Push)?;
         Ok((
-            described(MANIFEST, Digest::of(&bytes), bytes.len()),
+            Descriptor::new(MANIFEST, Digest::of(&bytes), bytes.len() as u64),
             is_listed,
         ))
     }
@@ -316,7 +316,11 @@ impl Sharing<'_> {
         let bytes = Bytes::from(document.to_string());
         let pushed = self.destination.manifest(tag, kind, &bytes);
         pushed.map_err(ShareError::Push)?;
-        Ok(described(kind, Digest::of(&bytes), bytes.len()))
+        Ok(Descriptor::new(
+            kind,
+            Digest::of(&bytes),
+            bytes.len() as u64,
+        ))
     }
 
     fn document(&self, digest: Digest) -> Result<Bytes, ShareError> {
@@ -336,17 +340,6 @@ impl Sharing<'_> {
 fn unusable(digest: Digest, source: ManifestError) -> ShareError {
     let object = format!("manifest {digest}");
     OpenError::from(SourceError::Manifest { object, source }).into()
-}
-
-fn described(media_type: &str, digest: Digest, len: usize) -> Descriptor {
-    Descriptor {
-        media_type: media_type.into(),
-        digest,
-        size: len as u64,
-        annotations: Default::default(),
-        artifact_type: None,
-        platform: None,
-    }
 }
 
 fn shared(index: &Descriptor, ztocs: &[(&Descriptor, Descriptor)]) -> Shared {

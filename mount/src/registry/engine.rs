@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::Url;
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::answer::Answer;
-use super::failure::Failure;
+use super::failure::{Failure, Kind};
 use super::network::Network;
 use super::settings::Settings;
 use crate::blob::BlobError;
@@ -72,7 +72,7 @@ fn asked<T>(
     settings: &Settings,
     work: impl AsyncFnOnce(&Engine<'_>) -> Result<T, Failure>,
 ) -> Result<T, BlobError> {
-    let object = format!("image docker-daemon:{name}");
+    let object = format!("docker-daemon:{name}");
     let wrong = |problem: String| BlobError::Wrong {
         object: object.clone(),
         problem,
@@ -151,6 +151,14 @@ impl Engine<'_> {
         let permit = permit.expect("this semaphore is never closed");
         let place = self.place.clone();
         let answer = Answer::new(place, response, self.settings.timeout, permit);
-        answer.success().await
+        answer.success().await.map_err(|mut failure| {
+            // The daemon's own words repeat the name.
+            if let Kind::Status { status, text, .. } = &mut failure.kind
+                && *status == StatusCode::NOT_FOUND
+            {
+                *text = format!("{status}: no such image");
+            }
+            failure
+        })
     }
 }

@@ -1,15 +1,14 @@
 //! What `docker save` writes: a tar file with `manifest.json`, configurations and layers as tar files.
-//!
-//! There is no manifest in the sense of a registry, so one is made up, the same each time for the same archive.
 
 use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::json;
 
-use super::file::{FileBlob, Part, Place, daemons};
+use super::file::{FileBlob, Part, Place};
+use super::made_up::MadeUp;
 use super::manifest::{CONFIG_BYTES_LIMIT, Descriptor, ImageConfig};
 use super::{Origin, SourceError};
 use crate::blob::Blob;
@@ -22,7 +21,7 @@ pub(super) struct DockerArchive(Arc<Shared>);
 struct Shared {
     place: Place,
     image: Image,
-    manifest: OnceLock<MadeUp>,
+    made_up: OnceLock<Layers>,
 }
 
 #[derive(Deserialize)]
@@ -34,10 +33,9 @@ struct Image {
     layers: Vec<String>,
 }
 
-/// A manifest that is found in no file, and where its blobs are.
-struct MadeUp {
-    digest: Digest,
-    bytes: Bytes,
+/// What is made up for the image, and which members its layers are.
+struct Layers {
+    documents: MadeUp,
     members: Vec<(Digest, String)>,
 }
 
@@ -59,7 +57,7 @@ impl DockerArchive {
         Ok(Self(Arc::new(Shared {
             place,
             image,
-            manifest: OnceLock::new(),
+            made_up: OnceLock::new(),
         })))
     }
 }
@@ -96,7 +94,7 @@ impl Daemons {
 impl Origin for DaemonImage {
     fn exact_name(&self) -> Result<Option<String>, SourceError> {
         let Daemons { name, settings, .. } = &*self.0;
-        let id = engine_image_id(name, settings).map_err(|error| daemons(name, error))?;
+        let id = engine_image_id(name, settings).map_err(SourceError::Daemon)?;
         Ok(Some(format!("docker-daemon's image {id:.200}")))
     }
 
@@ -106,6 +104,10 @@ impl Origin for DaemonImage {
 
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
         self.0.archive()?.manifest(digest)
+    }
+
+    fn config(&self, descriptor: &Descriptor, deadline: Instant) -> Result<Bytes, SourceError> {
+        self.0.archive()?.config(descriptor, deadline)
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
@@ -148,17 +150,16 @@ fn names(name: &str, wanted: &str) -> bool {
 
 impl Shared {
     /// The manifest; compressed layers are hashed for it once.
-    fn made_up(&self) -> Result<&MadeUp, SourceError> {
-        if let Some(manifest) = self.manifest.get() {
-            return Ok(manifest);
+    fn made_up(&self) -> Result<&Layers, SourceError> {
+        if let Some(made_up) = self.made_up.get() {
+            return Ok(made_up);
         }
-        let manifest = self.make_up()?;
-        Ok(self.manifest.get_or_init(|| manifest))
+        let made_up = self.make_up()?;
+        Ok(self.made_up.get_or_init(|| made_up))
     }
 
-    fn make_up(&self) -> Result<MadeUp, SourceError> {
+    fn make_up(&self) -> Result<Layers, SourceError> {
         let config = self.place.small(&self.image.config, CONFIG_BYTES_LIMIT)?;
-        let digest = Digest::of(&config);
         let diff_ids = ImageConfig::parse(config.clone())
             .map_err(|source| SourceError::Manifest {
                 object: format!("configuration {} of {}", self.image.config, self.path()),
@@ -170,8 +171,7 @@ impl Shared {
             let problem = format!("it has {layers} layers, but its configuration names {ids}");
             return Err(SourceError::file(self.place.path(), problem));
         }
-        let mut members = vec![(digest, self.image.config.clone())];
-        let mut layers = Vec::new();
+        let (mut members, mut layers) = (Vec::new(), Vec::new());
         for (name, diff_id) in self.image.layers.iter().zip(diff_ids) {
             let layer = self
                 .layer(name, diff_id)
@@ -184,21 +184,8 @@ impl Shared {
             members.push((layer.digest, name.clone()));
             layers.push(layer);
         }
-        let config = descriptor(
-            "application/vnd.oci.image.config.v1+json",
-            digest,
-            config.len() as u64,
-        );
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": config,
-            "layers": layers,
-        });
-        let bytes = Bytes::from(manifest.to_string());
-        Ok(MadeUp {
-            digest: Digest::of(&bytes),
-            bytes,
+        Ok(Layers {
+            documents: MadeUp::new(self.path(), config, &layers),
             members,
         })
     }
@@ -218,7 +205,7 @@ impl Shared {
             ),
             _ => ("application/vnd.oci.image.layer.v1.tar", diff_id),
         };
-        Ok(descriptor(kind, digest, part.len))
+        Ok(Descriptor::new(kind, digest, part.len))
     }
 
     fn part(&self, digest: Digest) -> io::Result<Part> {
@@ -230,17 +217,6 @@ impl Shared {
 
     fn path(&self) -> String {
         self.place.path().display().to_string()
-    }
-}
-
-fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
-    Descriptor {
-        media_type: media_type.into(),
-        digest,
-        size,
-        annotations: Default::default(),
-        artifact_type: None,
-        platform: None,
     }
 }
 
@@ -258,18 +234,15 @@ fn hashed(part: &Part) -> io::Result<Digest> {
 
 impl Origin for DockerArchive {
     fn resolve(&self) -> Result<Digest, SourceError> {
-        Ok(self.0.made_up()?.digest)
+        Ok(self.0.made_up()?.documents.digest())
     }
 
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
-        let made_up = self.0.made_up()?;
-        match digest == made_up.digest {
-            true => Ok(made_up.bytes.clone()),
-            false => {
-                let problem = format!("there is no manifest {digest} in it");
-                Err(SourceError::file(self.0.place.path(), problem))
-            }
-        }
+        self.0.made_up()?.documents.manifest(digest)
+    }
+
+    fn config(&self, _: &Descriptor, _: Instant) -> Result<Bytes, SourceError> {
+        Ok(self.0.made_up()?.documents.config())
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {

@@ -59,7 +59,7 @@ impl Place {
             source: Some(source),
         })?;
         let path = format!("docker-daemon:{name}");
-        engine_image(name, settings, &file).map_err(|error| daemons(name, error))?;
+        engine_image(name, settings, &file).map_err(SourceError::Daemon)?;
         Archive::of(file, Path::new(&path)).map(Self::Archive)
     }
 
@@ -143,24 +143,6 @@ impl Place {
             hint: None,
             source: Some(source),
         })
-    }
-}
-
-/// The daemon's failure to give its image `name`, in words that fit a daemon.
-pub(super) fn daemons(name: &str, error: BlobError) -> SourceError {
-    let hint = match &error {
-        BlobError::Refused {
-            status: Some(404), ..
-        } => "docker images shows which there are; docker://NAME takes one from a registry",
-        _ => {
-            "see whether Docker runs here and whether you may use its socket, which DOCKER_HOST=unix:///… names"
-        }
-    };
-    SourceError::File {
-        place: format!("docker-daemon:{name}"),
-        problem: "the image cannot be had from the daemon".into(),
-        hint: Some(hint.into()),
-        source: Some(io::Error::other(error)),
     }
 }
 

@@ -81,6 +81,20 @@ pub struct Descriptor {
     pub platform: Option<OfferedPlatform>,
 }
 
+impl Descriptor {
+    /// Of a blob, with nothing else to say about it.
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            annotations: BTreeMap::new(),
+            artifact_type: None,
+            platform: None,
+        }
+    }
+}
+
 /// The platform of an entry, with what only indexes say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OfferedPlatform {

@@ -9,6 +9,7 @@ mod docker;
 pub mod elsewhere;
 mod file;
 mod layout;
+mod made_up;
 pub mod manifest;
 pub mod sif;
 mod squashfs;
@@ -91,6 +92,9 @@ pub enum SourceError {
     /// The bytes did not come, or not as they should be.
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// The same, from a daemon on this machine.
+    #[error(transparent)]
+    Daemon(BlobError),
     /// They came, and are of no use.
     #[error("{object} cannot be used")]
     Manifest {
@@ -309,6 +313,8 @@ impl SourceError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Blob(error) => error.hint(),
+            Self::Daemon(BlobError::Refused { status: Some(404), .. }) => Some("docker images shows which there are; docker://NAME takes one from a registry".into()),
+            Self::Daemon(_) => Some("see whether Docker runs here and whether you may use its socket, which DOCKER_HOST=unix:///… names".into()),
             Self::Manifest {
                 source:
                     ManifestError::NotAnImage { hint, .. } | ManifestError::NotAFile { hint, .. },

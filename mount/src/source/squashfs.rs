@@ -1,7 +1,6 @@
 //! A file system in a file, wherever that is: a bare squashfs, or the root file system of a SIF.
 //!
-//! There is no manifest in the sense of a registry, so one is made up, the same each time for the same file: its only layer is
-//! the file, with the place of the file system in it as annotations.
+//! The only layer of its made up manifest is the file, with the place of the file system in it as annotations.
 //!
 //! Nobody tells digests of a squashfs's blocks, so what is read is believed. What can be checked is that it stays the same
 //! file. That is the registry's business for one in a registry, which has a digest, and for one at a web server. For one of
@@ -23,6 +22,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::file::{Part, Place, regular};
+use super::made_up::{self, MadeUp};
 use super::manifest::Descriptor;
 use super::sif::{self, ObjectKind, Sif, SifError};
 use super::{Origin, SourceError};
@@ -57,10 +57,8 @@ const OCI_CONFIG_BYTES_LIMIT: u64 = 1 << 20;
 
 /// A file with a file system, and the documents that it would have in a registry.
 pub(super) struct FileSystem {
-    place: String,
     blob: Arc<dyn Blob>,
-    config: Bytes,
-    manifest: Bytes,
+    documents: MadeUp,
 }
 
 /// Where in a file a file system is, and what else the file tells.
@@ -130,39 +128,17 @@ impl FileSystem {
             },
         })?;
         let digest = blob.digest();
-        let config = json!({
-            "os": "linux",
-            "architecture": found.architecture,
-            "config": found.config,
-            "rootfs": {"type": "layers", "diff_ids": [digest]},
-        });
-        let config = Bytes::from(config.to_string());
+        let config = made_up::config(found.architecture, found.config, &[digest]);
         let layer = Descriptor {
-            media_type: MEDIA_TYPE.into(),
-            digest,
-            size: blob.size(),
             annotations: BTreeMap::from([
                 (BEGINS.into(), found.at.to_string()),
                 (BYTES.into(), found.len.to_string()),
             ]),
-            artifact_type: None,
-            platform: None,
+            ..Descriptor::new(MEDIA_TYPE, digest, blob.size())
         };
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {
-                "mediaType": "application/vnd.oci.image.config.v1+json",
-                "digest": Digest::of(&config),
-                "size": config.len(),
-            },
-            "layers": [layer],
-        });
         Ok(Self {
-            place,
             blob,
-            config,
-            manifest: manifest.to_string().into(),
+            documents: MadeUp::new(place, config.to_string(), &[layer]),
         })
     }
 }
@@ -272,21 +248,15 @@ fn container_config(file: &Windows, sif: &Sif) -> Value {
 
 impl Origin for FileSystem {
     fn resolve(&self) -> Result<Digest, SourceError> {
-        Ok(Digest::of(&self.manifest))
+        Ok(self.documents.digest())
     }
 
     fn manifest(&self, digest: Digest) -> Result<Bytes, SourceError> {
-        match digest == Digest::of(&self.manifest) {
-            true => Ok(self.manifest.clone()),
-            false => Err(SourceError::file(
-                Path::new(&self.place),
-                format!("it is no longer the file that was named {digest}"),
-            )),
-        }
+        self.documents.manifest(digest)
     }
 
     fn config(&self, _: &Descriptor, _: Instant) -> Result<Bytes, SourceError> {
-        Ok(self.config.clone())
+        Ok(self.documents.config())
     }
 
     fn blob(&self, _: &Descriptor) -> Arc<dyn Blob> {

@@ -1,11 +1,13 @@
-//! Bytes of a file on their way from the disk and to it.
+//! Bytes of a file on their way from the disk and to it, and which of them are there.
 
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{Advice, SeekFrom, fadvise, seek};
+use rustix::io::Errno;
 
 /// Has the kernel begin to read what there is of these bytes, so that who reads them soon finds them in memory. It is an advice, as
 /// [`begin_writing`] is. Where the file has a hole nothing is read.
@@ -16,6 +18,32 @@ pub fn begin_reading(file: &File, bytes: &Range<u64>) {
         let len = NonZeroU64::new(bytes.end - bytes.start);
         let _ = fadvise(file, bytes.start, len, Advice::WillNeed);
     }
+}
+
+/// How many bytes the file takes on the disk.
+pub fn stored_bytes(file: &File) -> u64 {
+    let metadata = file.metadata();
+    metadata.map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+}
+
+/// The holes in the first `len` bytes of a file, in order, each as long as it is. `None` where the file system does not tell: one
+/// that knows of no holes calls all of a file data, and then the file is only taken for that if it takes the room, too.
+pub fn holes(file: &File, len: u64) -> Option<Vec<Range<u64>>> {
+    let (mut holes, mut at) = (Vec::new(), 0);
+    while at < len {
+        let hole = seek(file, SeekFrom::Hole(at)).ok()?;
+        if hole >= len {
+            break;
+        }
+        at = match seek(file, SeekFrom::Data(hole)) {
+            Ok(data) => data.min(len),
+            Err(Errno::NXIO) => len,
+            Err(_) => return None,
+        };
+        holes.push(hole..at);
+    }
+    let is_told = !holes.is_empty() || stored_bytes(file) >= len;
+    is_told.then_some(holes)
 }
 
 /// Has the kernel begin to write these bytes of a file to the disk, so that syncing it later does not take as long. It is an
@@ -34,6 +62,7 @@ pub fn begin_writing(file: &File, bytes: Range<u64>) {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -56,6 +85,18 @@ mod tests {
         assert_eq!(told, 0);
         let page = at / rustix::param::page_size() as u64;
         pages[page as usize] & 1 == 1
+    }
+
+    #[test]
+    fn holes_are_told_from_zeros_that_were_written() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.set_len(4 * MIB).unwrap();
+        assert!(holes(&file, 4 * MIB).unwrap().iter().eq([&(0..4 * MIB)]));
+        file.write_all(&vec![0; MIB as usize]).unwrap();
+        file.write_all_at(&[0; 65536], 2 * MIB).unwrap();
+        let found = holes(&file, 3 * MIB);
+        assert_eq!(found, Some(vec![MIB..2 * MIB, 2 * MIB + 65536..3 * MIB]));
+        assert_eq!(holes(&file, MIB), Some(vec![]));
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! What `exec`, `run` and `shell` have in common: a program in an image.
 
+mod assignments;
+mod limits;
 mod options;
 mod overlays;
+mod variables;
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -36,7 +39,7 @@ use crate::output::fatal;
 use crate::setting::{Context, Error, image_or_directory, require_own};
 
 pub use options::Args;
-use options::variable;
+use variables::variable;
 
 /// What is started.
 pub enum Action {
@@ -118,6 +121,11 @@ fn start(
         false => Group::of_caller(kind)?,
     };
     let settings = serde_json::to_value(&context.settings)?;
+    let own_settings = match in_directory {
+        // What is in it is the kernel's business: of what there is to be shown beside, nothing is worth keeping.
+        Some(_) => serde_json::to_value(context.settings.keeping_nothing())?,
+        None => settings.clone(),
+    };
     let linger = match args.private {
         true => Duration::ZERO,
         false => Duration::from_secs(args.linger.into()),
@@ -169,7 +177,7 @@ fn start(
         identity: &identity,
         plan: &plan,
         environment,
-        settings,
+        settings: own_settings,
         from_images: from_images.into_iter().map(|(_, tree)| tree).collect(),
         image: reference.written().into(),
         directory: in_directory,

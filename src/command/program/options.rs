@@ -13,6 +13,9 @@ use sifon_mount::source::is_image_file;
 use sifon_mount::source::sif::Sif;
 
 use super::Action;
+use super::assignments::assignments;
+use super::limits::Limits;
+use super::variables::{is_true, listed, variable};
 use crate::command::gpu;
 use crate::container;
 use crate::container::bind::{self, BindRequest};
@@ -169,86 +172,10 @@ pub struct Args {
     pub(super) no_privs: bool,
 }
 
-/// Limits of a container's resources, which Singularity has systemd set. They are refused: who starts programs by a batch system or
-/// by systemd has them set there.
-#[derive(Clone, Debug, Default, clap::Args)]
-#[group(skip)]
-pub struct Limits {
-    #[arg(long, hide = true)]
-    apply_cgroups: Option<OsString>,
-    #[arg(long, hide = true)]
-    blkio_weight: Option<OsString>,
-    #[arg(long, hide = true)]
-    blkio_weight_device: Option<OsString>,
-    #[arg(long, hide = true)]
-    cpu_shares: Option<OsString>,
-    #[arg(long, hide = true)]
-    cpus: Option<OsString>,
-    #[arg(long, hide = true)]
-    cpuset_cpus: Option<OsString>,
-    #[arg(long, hide = true)]
-    cpuset_mems: Option<OsString>,
-    #[arg(long, hide = true)]
-    memory: Option<OsString>,
-    #[arg(long, hide = true)]
-    memory_reservation: Option<OsString>,
-    #[arg(long, hide = true)]
-    memory_swap: Option<OsString>,
-    #[arg(long, hide = true)]
-    oom_kill_disable: bool,
-    #[arg(long, hide = true)]
-    pids_limit: Option<OsString>,
-}
-
-impl Limits {
-    /// The first that was asked for.
-    fn asked(&self) -> Option<&'static str> {
-        let values = [
-            ("--apply-cgroups", "APPLY_CGROUPS", &self.apply_cgroups),
-            ("--blkio-weight", "BLKIO_WEIGHT", &self.blkio_weight),
-            (
-                "--blkio-weight-device",
-                "BLKIO_WEIGHT_DEVICE",
-                &self.blkio_weight_device,
-            ),
-            ("--cpu-shares", "CPU_SHARES", &self.cpu_shares),
-            ("--cpus", "CPUS", &self.cpus),
-            ("--cpuset-cpus", "CPUSET_CPUS", &self.cpuset_cpus),
-            ("--cpuset-mems", "CPUSET_MEMS", &self.cpuset_mems),
-            ("--memory", "MEMORY", &self.memory),
-            (
-                "--memory-reservation",
-                "MEMORY_RESERVATION",
-                &self.memory_reservation,
-            ),
-            ("--memory-swap", "MEMORY_SWAP", &self.memory_swap),
-            ("--pids-limit", "PIDS_LIMIT", &self.pids_limit),
-        ];
-        let is_asked =
-            |name: &str, value: &Option<OsString>| value.is_some() || variable(name).is_some();
-        let mut asked = values
-            .into_iter()
-            .filter(|(_, name, value)| is_asked(name, value));
-        match asked.next() {
-            Some((option, ..)) => Some(option),
-            None => self.oom_kill_disable.then_some("--oom-kill-disable"),
-        }
-    }
-}
-
 impl Args {
     /// With what variables say, and what options imply.
     pub(super) fn resolved(&self) -> Result<Self, Error> {
-        if let Some(option) = self.limits.asked() {
-            return Err(Box::new(container::Error::Reported {
-                message: format!("{option}: containers have no limits of their own"),
-                hint: Some(
-                    "the limits of the job or session hold in the container too: ask the batch system for others, or where systemd \
-                     runs, `systemd-run --user --scope -p MemoryMax=1G -p CPUQuota=50% sifon exec …`"
-                        .into(),
-                ),
-            }));
-        }
+        self.limits.require_none()?;
         let mut args = self.clone();
         for (flag, name) in [
             (&mut args.no_home, "NO_HOME"),
@@ -506,28 +433,6 @@ pub(super) fn from_images(
     Ok(shown)
 }
 
-/// A variable of the user's, under the first of the three names that is set.
-pub(super) fn variable(suffix: &str) -> Option<OsString> {
-    ["SIFON", "APPTAINER", "SINGULARITY"]
-        .iter()
-        .find_map(|prefix| std::env::var_os(format!("{prefix}_{suffix}")))
-        .filter(|value| !value.is_empty())
-}
-
-fn is_true(value: &OsStr) -> bool {
-    let value = value.to_string_lossy().to_ascii_lowercase();
-    matches!(value.as_str(), "1" | "t" | "true" | "y" | "yes" | "on")
-}
-
-fn listed(text: Option<OsString>) -> Vec<OsString> {
-    let text = text.unwrap_or_default();
-    let parts = text.as_bytes().split(|&byte| byte == b',');
-    parts
-        .filter(|part| !part.is_empty())
-        .map(|part| OsStr::from_bytes(part).to_owned())
-        .collect()
-}
-
 /// Addresses in a variable.
 fn addresses(text: Option<OsString>) -> Result<Vec<IpAddr>, Error> {
     let address = |text: OsString| {
@@ -555,82 +460,6 @@ fn home(text: &OsStr) -> Result<(PathBuf, PathBuf), Error> {
     Ok((source, target))
 }
 
-/// `NAME=VALUE`, several separated by commas; a piece without a name belongs to the value before it. A piece between double
-/// quotes may have commas and names in it.
-fn assignments(texts: &[OsString]) -> Result<Variables, Error> {
-    let mut variables = Variables::new();
-    for text in texts {
-        if text.as_bytes().starts_with(b"=") {
-            tracing::warn!(
-                "--env {}: a value without a name is left out",
-                text.display()
-            );
-            continue;
-        }
-        let mut is_first = true;
-        for piece in pieces(text.as_bytes()) {
-            match (named(&piece), variables.last_mut()) {
-                (Some((name, value)), _) => variables.push((name.to_vec(), value.to_vec())),
-                (None, Some((_, value))) if !is_first => {
-                    value.push(b',');
-                    value.extend_from_slice(&piece);
-                }
-                (None, _) => {
-                    return Err(format!("--env {}: expected NAME=VALUE", text.display()).into());
-                }
-            }
-            is_first = false;
-        }
-    }
-    Ok(variables)
-}
-
-/// What commas separate; a comma in a piece that begins and ends with a double quote is part of it, and two quotes there are one.
-fn pieces(text: &[u8]) -> Vec<Vec<u8>> {
-    let mut pieces = Vec::new();
-    let mut rest = Some(text);
-    while let Some(text) = rest {
-        let (piece, after) = quoted_piece(text).unwrap_or_else(|| {
-            let end = text.iter().position(|&byte| byte == b',');
-            let piece = text[..end.unwrap_or(text.len())].to_vec();
-            (piece, end.map(|end| &text[end + 1..]))
-        });
-        pieces.push(piece);
-        rest = after;
-    }
-    pieces
-}
-
-fn quoted_piece(text: &[u8]) -> Option<(Vec<u8>, Option<&[u8]>)> {
-    let mut rest = text.strip_prefix(b"\"")?;
-    let mut piece = Vec::new();
-    loop {
-        match rest {
-            [b'"', b'"', after @ ..] => {
-                piece.push(b'"');
-                rest = after;
-            }
-            [b'"'] => return Some((piece, None)),
-            [b'"', b',', after @ ..] => return Some((piece, Some(after))),
-            [b'"', ..] | [] => return None,
-            [byte, after @ ..] => {
-                piece.push(*byte);
-                rest = after;
-            }
-        }
-    }
-}
-
-fn named(piece: &[u8]) -> Option<(&[u8], &[u8])> {
-    let equals = piece.iter().position(|&byte| byte == b'=')?;
-    let (name, value) = (&piece[..equals], &piece[equals + 1..]);
-    let is_name = name.first().is_some_and(|byte| !byte.is_ascii_digit())
-        && name
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
-    is_name.then_some((name, value))
-}
-
 /// The image as a program in it finds it named: where a file is, from the root, because the program may start elsewhere.
 fn container_of(image: &OsStr) -> OsString {
     let path = match image_or_directory(image) {
@@ -656,41 +485,4 @@ fn without_dots(path: &Path) -> PathBuf {
 /// What the image is called inside: the last part of its name.
 fn name_of(image: &[u8]) -> &[u8] {
     image.rsplit(|&byte| byte == b'/').next().unwrap_or(image)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn assignments_are_split_at_commas_before_names() {
-        let list = |texts: &[&str]| {
-            let texts: Vec<OsString> = texts.iter().map(OsString::from).collect();
-            assignments(&texts).map(|list| {
-                let text = |bytes| String::from_utf8(bytes).unwrap();
-                list.into_iter()
-                    .map(|(name, value)| (text(name), text(value)))
-                    .collect::<Vec<_>>()
-            })
-        };
-        for (texts, expected) in [
-            (&["A=1"][..], &[("A", "1")][..]),
-            (&["A=1,B=2"], &[("A", "1"), ("B", "2")]),
-            (&["A=1,2,B=x=y"], &[("A", "1,2"), ("B", "x=y")]),
-            (&["A=", "B=a, b"], &[("A", ""), ("B", "a, b")]),
-            (&["\"A=1,B=2\",C=3"], &[("A", "1,B=2"), ("C", "3")]),
-            (&["\"A=a\"\"b\""], &[("A", "a\"b")]),
-            (&["A=\"1,2\""], &[("A", "\"1,2\"")]),
-            (&["=1"], &[]),
-        ] {
-            let expected: Vec<(String, String)> = expected
-                .iter()
-                .map(|(name, value)| (name.to_string(), value.to_string()))
-                .collect();
-            assert_eq!(list(texts).unwrap(), expected);
-        }
-        for texts in [&["A"][..], &["1=2"], &["A=1", "B"]] {
-            assert!(list(texts).is_err(), "{texts:?}");
-        }
-    }
 }

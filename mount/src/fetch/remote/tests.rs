@@ -154,6 +154,34 @@ fn what_is_forgotten_is_fetched_again() {
 }
 
 #[test]
+fn what_is_missing_is_told_without_a_look_at_what_is_here() {
+    let mut content = blob().content.to_vec();
+    // A block of zeros that were fetched is no hole.
+    content[7 * BLOCK_BYTES as usize..][..BLOCK_BYTES as usize].fill(0);
+    let blob = Arc::new(Asked {
+        content: content.into(),
+        ..Arc::into_inner(blob()).unwrap()
+    });
+    let size = blob.size();
+    let (remote, _) = copied(&blob);
+    assert_eq!(remote.kept_bytes(), 0);
+    let write = |bytes: Range<u64>| {
+        let content = &blob.content[bytes.start as usize..bytes.end as usize];
+        remote.copy.write(content, bytes.start).unwrap();
+    };
+    write(0..10 * BLOCK_BYTES);
+    write(20 * BLOCK_BYTES..size);
+    let again = || Remote::new(blob.clone(), remote.copy.again());
+    assert_eq!(again().kept_bytes(), size - 10 * BLOCK_BYTES);
+    write(10 * BLOCK_BYTES..20 * BLOCK_BYTES);
+    let whole = again();
+    assert_eq!(whole.kept_bytes(), size);
+    assert_eq!(whole.blocks.lock().is_present(0), None);
+    whole.forget(&(BLOCK_BYTES..BLOCK_BYTES + 1));
+    assert_eq!(whole.kept_bytes(), size - BLOCK_BYTES);
+}
+
+#[test]
 fn a_failure_reaches_the_one_who_waits_and_the_next_one_tries_again() {
     let blob = blob();
     let (remote, fetcher) = copied(&blob);
