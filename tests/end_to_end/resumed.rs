@@ -20,6 +20,9 @@ use crate::support::faulty::{Faulty, Reply};
 /// What must have come before the interruption.
 const CAME: u64 = 6 << 20;
 
+/// What the disk has of it that counts for nothing at most: a kill comes between the bytes and their seals.
+const UNSEALED: u64 = 4 << 20;
+
 /// Waits until the store has so much of a blob that is on its way.
 #[track_caller]
 fn wait_for(place: &Place, bytes: u64) {
@@ -92,7 +95,7 @@ fn what_came_before_a_pull_was_killed_is_not_fetched_again() {
         let (server, is_well, digest, size) = far_away(&place, packing);
         let mut pull = place.sifon(["pull", "out.sif", &reference(&server, "1")]);
         let mut pull = pull.stderr(Stdio::null()).spawn().unwrap();
-        wait_for(&place, CAME);
+        wait_for(&place, CAME + UNSEALED);
         pull.kill().unwrap();
         pull.wait().unwrap();
         assert!(!place.path("out.sif").exists());
