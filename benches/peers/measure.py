@@ -45,6 +45,24 @@ def timed(command, deadline_s, server=None, **options):
     return Run(first_output_s, end_s, memory.peak_bytes, max(memory.largest_bytes, status.largest_bytes))
 
 
+def seconds_of(commands, deadline_s, **options):
+    """Runs `commands` at once, to the end of them all; they must succeed, within the deadline.
+
+    A wait with a limit of Python's own would look every so often only, up to 50 ms late.
+    """
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    began = time.monotonic()
+    processes = [subprocess.Popen(command, **quiet, **options) for command in commands]
+    alarm = threading.Timer(deadline_s, lambda: [process.kill() for process in processes])
+    alarm.start()
+    failed = [process.args for process in processes if process.wait()]
+    seconds = time.monotonic() - began
+    alarm.cancel()
+    if failed:
+        raise SystemExit(f"{' '.join(map(str, failed[0]))}: failed, as did {len(failed) - 1} beside, after {seconds:.0f} s")
+    return seconds
+
+
 @dataclasses.dataclass
 class Ended:
     code: int
