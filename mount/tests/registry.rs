@@ -439,7 +439,7 @@ fn several_images_in_a_docker_archive_are_told_apart_by_name() {
         let source = open(&format!("{place}:{tag}"), &settings());
         let image = source.image(source.resolve().unwrap()).unwrap();
         let config = source.config(&image.manifest.config).unwrap();
-        sifon_mount::source::manifest::ImageConfig::parse(config)
+        sifon_mount::source::config::ImageConfig::parse(config)
             .unwrap()
             .env
     };

@@ -10,7 +10,7 @@ use sifon_mount::daemon;
 use sifon_mount::digest::Digest;
 use sifon_mount::image::history;
 use sifon_mount::reference::Reference;
-use sifon_mount::source::manifest::ImageConfig;
+use sifon_mount::source::config::ImageConfig;
 
 use crate::output::bytes;
 use crate::pack::singularity::Origin;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use sifon_mount::digest::Digest;
 use sifon_mount::image::open::Description;
 use sifon_mount::image::outlook::Outlook;
-use sifon_mount::source::manifest::ImageConfig;
+use sifon_mount::source::config::ImageConfig;
 
 use self::metadata::Metadata;
 use crate::output::{bytes, plain, short};

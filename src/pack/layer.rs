@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use sifon_mount::image::open::Below;
-use sifon_mount::source::manifest::ImageConfig;
+use sifon_mount::source::config::ImageConfig;
 use sifon_mount::tree::Step;
 
 use super::contents::{Addition, AdditionKind};

@@ -37,7 +37,7 @@ use std::time::Duration;
 use sifon_mount::digest::{Digest, Hasher};
 use sifon_mount::image::Image;
 use sifon_mount::layer::entry::Timestamp;
-use sifon_mount::source::manifest::ImageConfig;
+use sifon_mount::source::config::ImageConfig;
 
 pub use check::{CheckError, Checked};
 pub use place::PlaceError;

@@ -8,7 +8,7 @@ use std::io;
 use serde_json::{Map, Value, json};
 use sifon_mount::digest::Digest;
 use sifon_mount::layer::entry::shown;
-use sifon_mount::source::manifest::ImageConfig;
+use sifon_mount::source::config::ImageConfig;
 
 use super::contents::{Addition, AdditionKind};
 use super::date::{self, Date};

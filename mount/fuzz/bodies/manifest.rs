@@ -1,7 +1,8 @@
 //! Any bytes as a manifest, index or configuration: an error, or values within their bounds.
 
 use sifon_mount::registry::Platform;
-use sifon_mount::source::manifest::{BLOB_BYTES_LIMIT, Document, ImageConfig};
+use sifon_mount::source::config::ImageConfig;
+use sifon_mount::source::manifest::{BLOB_BYTES_LIMIT, Document};
 
 pub fn run(bytes: &[u8]) {
     match Document::parse(bytes) {

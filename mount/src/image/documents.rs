@@ -12,7 +12,8 @@ use crate::digest::Digest;
 use crate::fetch::Room;
 use crate::layer::toc::Unpacked;
 use crate::reference::Reference;
-use crate::source::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
+use crate::source::config::ImageConfig;
+use crate::source::manifest::{Descriptor, Manifest, ManifestError};
 use crate::source::{self, Source, SourceError};
 use crate::store::Store;
 

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::fetch::LayerChunks;
 use crate::layer::native::Compressors;
 use crate::layer::table::Table;
-use crate::source::manifest::ImageConfig;
+use crate::source::config::ImageConfig;
 use crate::tree::{MergeError, Merger};
 
 /// Layers that stream at once: enough to fill the network while two of them wait for a disk, few enough that

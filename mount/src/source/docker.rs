@@ -7,9 +7,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::config::{CONFIG_BYTES_LIMIT, ImageConfig};
 use super::file::{FileBlob, Part, Place};
 use super::made_up::MadeUp;
-use super::manifest::{CONFIG_BYTES_LIMIT, Descriptor, ImageConfig};
+use super::manifest::Descriptor;
 use super::{Origin, SourceError};
 use crate::blob::Blob;
 use crate::digest::{Digest, Hasher};

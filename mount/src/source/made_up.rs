@@ -70,7 +70,8 @@ impl MadeUp {
 
 #[cfg(test)]
 mod tests {
-    use super::super::manifest::{Document, ImageConfig};
+    use super::super::config::ImageConfig;
+    use super::super::manifest::Document;
     use super::*;
 
     #[test]

@@ -1,8 +1,7 @@
-//! Manifests, image indexes and image configurations as values. Bytes in, values out.
+//! Manifests and image indexes as values. Bytes in, values out.
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -11,9 +10,6 @@ use crate::registry::Platform;
 
 /// No blob is larger (1 TiB); a descriptor that says so is damaged.
 pub const BLOB_BYTES_LIMIT: u64 = 1 << 40;
-
-/// Configurations are never longer.
-pub const CONFIG_BYTES_LIMIT: usize = 8 << 20;
 
 /// More layers than any storage driver stacks.
 const LAYERS_LIMIT: usize = 4096;
@@ -81,20 +77,6 @@ pub struct Descriptor {
     pub platform: Option<OfferedPlatform>,
 }
 
-impl Descriptor {
-    /// Of a blob, with nothing else to say about it.
-    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self {
-            media_type: media_type.into(),
-            digest,
-            size,
-            annotations: BTreeMap::new(),
-            artifact_type: None,
-            platform: None,
-        }
-    }
-}
-
 /// The platform of an entry, with what only indexes say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OfferedPlatform {
@@ -109,37 +91,6 @@ pub struct OfferedPlatform {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub os_features: Vec<String>,
-}
-
-/// What an image says about running it.
-#[derive(Clone, Debug, Default)]
-pub struct ImageConfig {
-    /// As the builder wrote it; empty where it is missing.
-    pub architecture: String,
-    /// As the builder wrote it; empty where it is missing.
-    pub os: String,
-    /// Digests of the layers' tar streams, bottom first.
-    pub diff_ids: Vec<Digest>,
-    /// What always runs.
-    pub entrypoint: Vec<String>,
-    /// Its arguments, or the program if there is no entrypoint.
-    pub cmd: Vec<String>,
-    /// `NAME=value`.
-    pub env: Vec<String>,
-    /// `user[:group]`, by name or number; empty for root.
-    pub user: String,
-    /// Empty for `/`.
-    pub working_dir: String,
-    /// Free text for people and tools.
-    pub labels: BTreeMap<String, String>,
-    /// `80/tcp`, …
-    pub exposed_ports: Vec<String>,
-    /// Directories that were meant to be mounted.
-    pub volumes: Vec<String>,
-    /// When it was built, as RFC 3339.
-    pub created: Option<String>,
-    /// The bytes all this was read from.
-    pub json: Bytes,
 }
 
 /// Why bytes are no manifest, or none that can be used.
@@ -180,7 +131,7 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
-    fn malformed(what: &'static str, problem: impl ToString) -> Self {
+    pub(super) fn malformed(what: &'static str, problem: impl ToString) -> Self {
         let problem = problem.to_string();
         Self::Malformed { what, problem }
     }
@@ -303,6 +254,18 @@ fn offered(images: &[&Descriptor]) -> String {
 }
 
 impl Descriptor {
+    /// Of a blob, with nothing else to say about it.
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            annotations: BTreeMap::new(),
+            artifact_type: None,
+            platform: None,
+        }
+    }
+
     /// Whether an index's entry can be an image to run: no artifact, attestation, SOCI index or nydus image.
     pub fn is_image(&self) -> bool {
         let is_document = matches!(
@@ -394,90 +357,13 @@ fn not_an_image(config: &str, artifact_type: Option<&str>) -> ManifestError {
     }
 }
 
-impl ImageConfig {
-    /// Reads an image configuration; fields that are missing or null are empty.
-    pub fn parse(json: Bytes) -> Result<Self, ManifestError> {
-        let raw: RawConfig = serde_json::from_slice(&json)
-            .map_err(|error| ManifestError::malformed("the configuration", error))?;
-        let run = raw.config.unwrap_or_default();
-        Ok(Self {
-            architecture: raw.architecture,
-            os: raw.os,
-            diff_ids: raw.rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default(),
-            entrypoint: run.entrypoint,
-            cmd: run.cmd,
-            env: run.env,
-            user: run.user,
-            working_dir: run.working_dir,
-            labels: run.labels,
-            exposed_ports: run.exposed_ports.into_keys().collect(),
-            volumes: run.volumes.into_keys().collect(),
-            created: raw.created,
-            json,
-        })
-    }
-}
-
-#[derive(Deserialize)]
-struct RawConfig {
-    #[serde(default, deserialize_with = "or_default")]
-    architecture: String,
-    #[serde(default, deserialize_with = "or_default")]
-    os: String,
-    created: Option<String>,
-    config: Option<RawRun>,
-    rootfs: Option<RawRootfs>,
-}
-
-#[derive(Deserialize)]
-struct RawRootfs {
-    #[serde(default, deserialize_with = "or_default")]
-    diff_ids: Vec<Digest>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "PascalCase", default)]
-struct RawRun {
-    #[serde(deserialize_with = "words")]
-    entrypoint: Vec<String>,
-    #[serde(deserialize_with = "words")]
-    cmd: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
-    env: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
-    user: String,
-    #[serde(deserialize_with = "or_default")]
-    working_dir: String,
-    #[serde(deserialize_with = "or_default")]
-    labels: BTreeMap<String, String>,
-    #[serde(deserialize_with = "or_default")]
-    exposed_ports: BTreeMap<String, Value>,
-    #[serde(deserialize_with = "or_default")]
-    volumes: BTreeMap<String, Value>,
-}
-
 /// Go writes `null` for what is empty.
-fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Default,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// A list, or as old builders wrote it, one word.
-fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Words {
-        Many(Vec<String>),
-        One(String),
-    }
-    Ok(match Option::deserialize(deserializer)? {
-        None => Vec::new(),
-        Some(Words::Many(words)) => words,
-        Some(Words::One(word)) => vec![word],
-    })
 }
 
 fn blob_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -673,23 +559,6 @@ mod tests {
         ] {
             assert!(Document::parse(text.as_bytes()).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_configuration_may_leave_out_what_is_empty() {
-        let text = format!(
-            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{}"]}},
-               "config":{{"Entrypoint":null,"Cmd":"sh","Env":["A=b"],"ExposedPorts":{{"80/tcp":{{}}}},"Labels":null}}}}"#,
-            digest(3)
-        );
-        let config = ImageConfig::parse(text.into()).unwrap();
-        assert_eq!(config.diff_ids.len(), 1);
-        assert_eq!(config.cmd, ["sh"]);
-        assert_eq!(config.env, ["A=b"]);
-        assert_eq!(config.exposed_ports, ["80/tcp"]);
-        assert!(config.entrypoint.is_empty() && config.labels.is_empty());
-        assert!(ImageConfig::parse("{}".into()).unwrap().diff_ids.is_empty());
-        assert!(ImageConfig::parse("nonsense".into()).is_err());
     }
 
     #[test]

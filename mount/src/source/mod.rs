@@ -4,6 +4,7 @@
 //! configurations.
 
 mod archive;
+pub mod config;
 mod directory;
 mod docker;
 pub mod elsewhere;
@@ -30,12 +31,13 @@ use crate::extent::PackedOffset;
 use crate::reference::Reference;
 use crate::registry::{Platform, Registry, Settings};
 
+use self::config::CONFIG_BYTES_LIMIT;
 use self::directory::Directory;
 use self::docker::{DaemonImage, DockerArchive};
 use self::elsewhere::{Oras, Web};
 use self::file::Place;
 use self::layout::Layout;
-use self::manifest::{CONFIG_BYTES_LIMIT, Descriptor, Document, Manifest, ManifestError};
+use self::manifest::{Descriptor, Document, Manifest, ManifestError};
 use self::squashfs::FileSystem;
 
 /// Indexes within indexes that are followed from the top.
