@@ -9,16 +9,15 @@
 //! as does one that lays its own over the image.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, CWD, Mode};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
-use rustix::thread::LinkNameSpaceType;
 use sifon_mount::sys::namespace;
 
 use super::error::Error;
-use super::namespaces::Joinable;
+use super::namespaces::{self, Joinable};
 use super::wire::Placed;
 
 /// A directory of every image, relative to its root: a plan makes files of the container's own there, too.
@@ -35,26 +34,24 @@ const OVERLAY: rustix::fs::FsWord = 0x794c_7630;
 /// single thread; its root directory is the host's afterwards. Fails where the kernel lets users mount no overlay, which is before Linux
 /// 5.11.
 pub fn put(joinable: &Joinable) -> Result<(), Error> {
-    let failed = |err: Errno| Error::system("overlay in front of the image", err);
-    let put = attach(joinable).map_err(failed);
+    let put = attach(joinable);
     rustix::process::fchdir(&joinable.host).map_err(failed)?;
     rustix::process::chroot(".").map_err(failed)?;
     put
 }
 
-fn attach(joinable: &Joinable) -> Result<(), Errno> {
-    // Root directory and current directory are the image's then.
-    let enter = || {
-        let mounts = joinable.mounts.as_fd();
-        rustix::thread::move_into_link_name_space(mounts, Some(LinkNameSpaceType::Mount))
-    };
-    enter()?;
+fn failed(err: Errno) -> Error {
+    Error::system("overlay in front of the image", err)
+}
+
+fn attach(joinable: &Joinable) -> Result<(), Error> {
+    namespaces::enter_mounts(&joinable.mounts)?;
     // In a copy: nobody who joins meanwhile gets anything that is half made.
-    namespace::unshare_mounts().map_err(|err| Errno::from_io_error(&err).unwrap_or(Errno::PERM))?;
-    let overlay = overlay()?;
-    enter()?;
+    namespace::unshare_mounts().map_err(|err| Error::system("new mount namespace", err))?;
+    let overlay = overlay().map_err(failed)?;
+    namespaces::enter_mounts(&joinable.mounts)?;
     let onto = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(&overlay, c"", CWD, c"/", onto)
+    rustix::mount::move_mount(&overlay, c"", CWD, c"/", onto).map_err(failed)
 }
 
 /// A mount that is attached nowhere. The image is root directory and current directory.

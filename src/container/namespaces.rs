@@ -365,8 +365,7 @@ fn hint(setting: impl Fn(&str) -> Option<String>) -> String {
     )
 }
 
-/// Moves this process, which must have a single thread, into `joinable`: what is mounted uppermost is its root directory and its current
-/// directory then.
+/// Moves this process, which must have a single thread, into `joinable`, as [`enter_mounts`] does.
 pub fn enter(joinable: &Joinable) -> Result<(), Error> {
     process::require_single_thread("joining namespaces")
         .map_err(|err| Error::system("namespaces", err))?;
@@ -377,7 +376,8 @@ pub fn enter(joinable: &Joinable) -> Result<(), Error> {
     enter_mounts(&joinable.mounts)
 }
 
-fn enter_mounts(mounts: &OwnedFd) -> Result<(), Error> {
+/// Moves this process into a mount namespace: what is mounted uppermost there is its root directory and its current directory then.
+pub fn enter_mounts(mounts: &OwnedFd) -> Result<(), Error> {
     rustix::thread::move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
         .map_err(in_mounts)
 }
