@@ -170,21 +170,31 @@ impl Course {
 pub(super) fn accompany(profile: &Profile, image: &Arc<Image>, chunks: &Arc<Chunks>) {
     let course = Arc::new(Course::of(profile, image));
     image.tell_course(&course);
+    let end = Arc::new(End(Arc::downgrade(image)));
     let cores = thread::available_parallelism().map_or(1, usize::from);
     for _ in 0..cores.saturating_sub(1).clamp(1, READERS_LIMIT) {
         let course = Arc::clone(&course);
         let (image, chunks) = (Arc::downgrade(image), Arc::downgrade(chunks));
+        let end = Arc::clone(&end);
         let reader = move || {
             read_ahead(&course, &image, &chunks);
-            if let Some(image) = image.upgrade()
-                && let Some(through) = image.through.get()
-            {
-                through.over();
-            }
+            drop(end);
         };
         let started = thread::Builder::new().name("course".into()).spawn(reader);
         if let Err(err) = started {
             tracing::warn!(error = %err, "nothing is decoded ahead");
+        }
+    }
+}
+
+/// The end of the last reader.
+struct End(Weak<Image>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let image = self.0.upgrade();
+        if let Some(through) = image.as_ref().and_then(|image| image.through.get()) {
+            through.over();
         }
     }
 }
