@@ -348,17 +348,19 @@ fn whether_a_file_is_a_terminal_is_no_question_for_the_server() {
     }
 }
 
+/// So many files of a mebibyte, `/of/00` and so on.
+fn large(files: u8) -> Option<Image> {
+    let mut image = ImageBuilder::new()?;
+    for number in 0..files {
+        image.file(&format!("of/{number:02}"), &vec![number; 1 << 20], 0o644);
+    }
+    Some(image.finish())
+}
+
 #[test]
 fn what_programs_read_last_time_is_there_before_they_ask() {
-    const FILES: usize = 40;
-    let Some(mut image) = ImageBuilder::new() else {
-        return;
-    };
-    for number in 0..FILES {
-        let content = vec![number as u8; 1 << 20];
-        image.file(&format!("of/{number:02}"), &content, 0o644);
-    }
-    let image = image.finish();
+    const FILES: u8 = 40;
+    let Some(image) = large(FILES) else { return };
     for machine in machines() {
         machine.says(&image, &["--linger", "0"], "cat /of/* >/dev/null");
         machine.wait_for_all();
@@ -374,7 +376,7 @@ fn what_programs_read_last_time_is_there_before_they_ask() {
             let output = command.output().unwrap();
             assert!(output.status.success(), "{}", complaint(&output));
             let stats: Value = serde_json::from_slice(&output.stdout).unwrap();
-            stats["reads"]["bytes"].as_u64().unwrap() >= (FILES << 20) as u64
+            stats["reads"]["bytes"].as_u64().unwrap() >= u64::from(FILES) << 20
         };
         // By a process that ends then.
         assert!((0..600).any(|_| {
@@ -453,6 +455,27 @@ fn a_program_in_a_container_cannot_use_the_server_to_get_out() {
         let listed: Value = serde_json::from_str(&said).unwrap();
         assert_eq!(listed["servers"], Value::Array(vec![]), "{said}");
         machine.stop();
+    }
+}
+
+/// It lives in the image's own mount namespace, where the host's files are behind the image, and longest where there is much left to read.
+#[test]
+fn root_in_a_container_cannot_look_into_the_process_that_reads_ahead() {
+    let Some(image) = large(96) else { return };
+    for machine in machines().iter().filter(|machine| !machine.is_root()) {
+        machine.says(&image, &["--linger", "0"], "cat /of/* >/dev/null");
+        machine.wait_for_all();
+        let script = "cat /of/[0-2]* >/dev/null; for n in $(busybox seq 100); do
+            for comm in /proc/[0-9]*/comm; do
+                case $(cat $comm 2>/dev/null) in sifon-ahead)
+                    process=${comm%/comm}; id -u
+                    ls $process/root/ 2>/dev/null; cat $process/maps 2>/dev/null; exit 0;;
+                esac
+            done; busybox sleep 0.1
+        done";
+        let said = machine.says(&image, &["--fakeroot", "--linger", "0"], script);
+        assert_eq!(said, "0");
+        machine.wait_for_all();
     }
 }
 
